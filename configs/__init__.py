@@ -1,0 +1,1 @@
+"""Values of the environments: development, production, and the files that deploy them."""

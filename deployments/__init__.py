@@ -1,0 +1,1 @@
+"""Ray Serve deployments: know Ray, not HTTP."""

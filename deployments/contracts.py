@@ -1,0 +1,179 @@
+"""What crosses a deployment handle: frozen dataclasses and the outcomes of a call.
+
+Expected failures are values here, not exceptions, for two reasons: one bad window must not fail the others
+of its batch, and an exception that crosses a handle has to survive pickling on both sides.
+
+Times: `deadline_s` is a wall-clock instant (`time.time()`), because it must mean the same in every process.
+Sample and point times are integer nanoseconds since the Unix epoch, UTC, as InfluxDB stores them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+WindowKw = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One mains window for one appliance.
+
+    `window_kw`: float32 of shape (input_window_size,), finite, kW, oldest sample first.
+    """
+
+    window_kw: WindowKw
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What a model says about one window. Power in W (models speak W, the public API kW)."""
+
+    predicted_w: float
+    on_probability: float
+    model_id: str
+    model_version: str
+    artifact_sha256: str
+    output_sample_index: int
+    sample_period_s: float
+    aggregate_kw: float
+    """Mains at the sample the prediction stands for, after the model's own input clipping is NOT applied, kW."""
+    batch_size: int
+    queue_ms: float
+    forward_ms: float
+
+
+class InferenceRefusal(StrEnum):
+    """Why a window was not run."""
+
+    WINDOW_LENGTH = "window_length"
+    NOT_FINITE = "not_finite"
+    DEADLINE = "deadline"
+    NO_MODEL = "no_model"
+    BAD_OUTPUT = "bad_output"
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRefused:
+    """One window that was not run; the others of its batch are unaffected."""
+
+    reason: InferenceRefusal
+    detail: str
+    input_window_size: int | None = None
+
+
+InferenceResult = Inference | InferenceRefused
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedVersion:
+    """A version this replica was asked to serve and did not, with the step that failed."""
+
+    model_version: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApplianceStatus:
+    """What one appliance replica serves now. `model_version` is None when nothing could be loaded."""
+
+    appliance_id: str
+    wanted_version: str
+    model_id: str | None
+    model_version: str | None
+    artifact_sha256: str | None
+    input_window_size: int | None
+    output_sample_index: int | None
+    sample_period_s: float | None
+    device: str
+    loading: bool
+    refused: RefusedVersion | None
+    windows_total: int
+    batches_total: int
+    largest_batch: int
+
+    @property
+    def ready(self) -> bool:
+        """True when this replica can answer, even if with an older version than the wanted one."""
+        return self.model_version is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionPoint:
+    """One stored prediction. Identity: (building_id, appliance_id, model_version, time_ns).
+
+    Writing the same identity again overwrites it, so a retry never makes a second row.
+    """
+
+    building_id: str
+    appliance_id: str
+    model_version: str
+    time_ns: int
+    predicted_kw: float
+    confidence: float
+    aggregate_kw: float
+    request_id: str
+    user_id: str
+    artifact_sha256: str
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSet:
+    """Points that become durable together or not at all (one `/infer`: one; one `/disaggregate`: several)."""
+
+    points: tuple[PredictionPoint, ...]
+    deadline_s: float
+
+
+class PersistFailure(StrEnum):
+    """Why a record set is not durable."""
+
+    UNAVAILABLE = "unavailable"
+    """The store did not answer or said to come back; retryable."""
+    REJECTED = "rejected"
+    """The store, or our check before it, refused this very record set; a retry would not help."""
+    QUEUE_FULL = "queue_full"
+    """More is waiting than we promise to hold; retryable."""
+    DEADLINE = "deadline"
+    """The deadline passed before the commit was known; it may or may not be stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """The record set is durable: committed with SQLite synchronous=FULL, or answered 204 by InfluxDB."""
+
+    commit_size: int
+    """Record sets that shared this commit."""
+    persist_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotPersisted:
+    """The record set is not known to be durable and must not be acknowledged."""
+
+    failure: PersistFailure
+    detail: str
+    retry_after_s: int = 1
+
+
+PersistResult = Persisted | NotPersisted
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """Whether the store is usable now. `kind` is `sqlite` or `influxdb`."""
+
+    kind: str
+    reachable: bool
+    detail: str
+    queued: int
+    commits_total: int
+    records_total: int
+    failures_total: int
+    largest_commit: int

@@ -1,0 +1,1 @@
+"""Durable stores of predictions behind one protocol (`base.py`)."""

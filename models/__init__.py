@@ -1,0 +1,1 @@
+"""Architectures, registry and artifacts: know torch and numpy, not Ray, not HTTP."""

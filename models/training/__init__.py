@@ -1,0 +1,1 @@
+"""Making models: datasets, labels, training loop, evaluation, export."""

@@ -1,0 +1,1 @@
+"""The `nilm` command line, one module a command group."""
