@@ -41,7 +41,7 @@ class Inference:
     output_sample_index: int
     sample_period_s: float
     aggregate_kw: float
-    """Mains at the sample the prediction stands for, after the model's own input clipping is NOT applied, kW."""
+    """Mains at the sample the prediction stands for, as the caller sent it, kW."""
     batch_size: int
     queue_ms: float
     forward_ms: float

@@ -1,0 +1,187 @@
+"""Pure ASGI middleware: request context (id, trace, access log, last-resort 500) and the body limit.
+
+Order, outermost first: CORS (so that every refusal carries it), request context, body limit, routes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.metrics import HttpMetrics
+from serve_app.problems import Problem, Problems, problem_response
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What one request carries through the service. `deadline_s` is an instant of `time.time()`."""
+
+    request_id: str
+    trace_id: str
+    deadline_s: float
+    started_s: float = field(default_factory=time.perf_counter)
+    user_id: str | None = None
+    problem_code: str | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, never negative."""
+        return max(0.0, self.deadline_s - time.time())
+
+    def server_timing(self) -> str:
+        """The Server-Timing header: milliseconds by stage."""
+        return ", ".join(f"{name};dur={value:.2f}" for name, value in self.stages_ms.items())
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """The context the middleware put into this request's scope."""
+    return cast(RequestContext, scope["nilm.context"])
+
+
+class RequestContextMiddleware:
+    """Gives each request its id, trace and deadline; logs and measures it; turns a crash into a plain 500."""
+
+    def __init__(
+        self, app: ASGIApp, *, timeout_s: float, metrics: HttpMetrics, logger: logging.Logger
+    ) -> None:
+        self._app = app
+        self._timeout_s = timeout_s
+        self._metrics = metrics
+        self._logger = logger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        context = _new_context(headers, self._timeout_s)
+        scope["nilm.context"] = context
+        status = 500
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                started = True
+                status = message["status"]
+                reply = MutableHeaders(scope=message)
+                reply["X-Request-ID"] = context.request_id
+                reply["traceparent"] = f"00-{context.trace_id}-{secrets.token_hex(8)}-01"
+                if context.stages_ms:
+                    reply["Server-Timing"] = context.server_timing()
+                for name, value in SECURITY_HEADERS.items():
+                    reply.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            # The last line of defence: the client gets no internals, the log gets everything.
+            self._logger.exception("request crashed", extra={"fields": {"request_id": context.request_id}})
+            if started:
+                raise
+            context.problem_code = Problems.INTERNAL.value.code
+            problem = Problem(Problems.INTERNAL, "The failure was logged under this request id.")
+            response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
+            await response(scope, receive, send_with_headers)
+        finally:
+            self._finish(scope, context, status)
+
+    def _finish(self, scope: Scope, context: RequestContext, status: int) -> None:
+        seconds = time.perf_counter() - context.started_s
+        route = scope.get("route")
+        template = getattr(route, "path", None) or "unmatched"
+        self._metrics.observe(template, scope["method"], status, seconds)
+        fields: dict[str, object] = {
+            "request_id": context.request_id,
+            "trace_id": context.trace_id,
+            "method": scope["method"],
+            "route": template,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 2),
+            **{f"{name}_ms": round(value, 2) for name, value in context.stages_ms.items()},
+            **context.labels,
+        }
+        if context.user_id is not None:
+            fields["user_id"] = context.user_id
+        if context.problem_code is not None:
+            fields["code"] = context.problem_code
+        level = logging.ERROR if status == 500 else logging.WARNING if status > 500 else logging.INFO
+        self._logger.log(level, "request", extra={"fields": fields})
+
+
+def _new_context(headers: Headers, timeout_s: float) -> RequestContext:
+    offered = headers.get("x-request-id", "")
+    request_id = offered if REQUEST_ID.fullmatch(offered) else secrets.token_hex(16)
+    trace = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    trace_id = trace.group(1) if trace else secrets.token_hex(16)
+    return RequestContext(request_id=request_id, trace_id=trace_id, deadline_s=time.time() + timeout_s)
+
+
+class BodyLimitMiddleware:
+    """Refuses bodies over `limit_bytes`, counted on the wire: a chunked body has no length to trust."""
+
+    def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limit_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        received = 0
+        started = False
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._limit_bytes:
+                    raise _BodyTooLarge
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, watched)
+        except _BodyTooLarge:
+            if started:
+                raise
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = context_of(scope)
+        context.problem_code = Problems.BODY_TOO_LARGE.value.code
+        problem = Problem(
+            Problems.BODY_TOO_LARGE, f"The body is larger than {self._limit_bytes} bytes.", headers={"Connection": "close"}
+        )
+        response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
+        await response(scope, receive, send)
+
+
+class _BodyTooLarge(Exception):
+    """Raised inside the body stream; never leaves the middleware."""

@@ -1,0 +1,183 @@
+"""The use cases: one window for one appliance, one window for all. Validate, infer, persist, only then reply.
+
+Persist-and-reply runs in a task of its own, in an empty context: Serve cancels a request's whole call tree when the
+client hangs up, and a prediction that was on its way to the store must still arrive there whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+
+from deployments.contracts import Inference, Persisted, PredictionPoint, RecordSet, WindowKw
+from serve_app.access.principal import Principal
+from serve_app.catalogue import Catalogue
+from serve_app.disaggregation import WindowPlan, plan_windows, reconcile
+from serve_app.inference import persist, run_window
+from serve_app.middleware import RequestContext
+from serve_app.problems import FieldError, Problem, Problems
+from serve_app.schemas import (
+    AppliancePower,
+    DisaggregateRequest,
+    DisaggregateResponse,
+    InferRequest,
+    InferResponse,
+)
+
+W_PER_KW = 1000.0
+T = TypeVar("T")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Runs the use cases with the collaborators it was given."""
+
+    appliances: Mapping[str, Any]
+    persistence: Any
+    catalogue: Catalogue
+
+    async def infer(self, body: InferRequest, principal: Principal, context: RequestContext) -> InferResponse:
+        """One appliance. Raises Problem; returns only when the prediction is durable."""
+        _check_building(principal, body.building_id)
+        handle = self.appliances.get(body.appliance_id)
+        if handle is None:
+            detail = f"Served are: {', '.join(self.appliances)}."
+            raise Problem(Problems.UNKNOWN_APPLIANCE, detail, [FieldError("/appliance_id", "unknown appliance")])
+        window = np.asarray(body.window, dtype=np.float32)
+        window_end = body.window_end()
+        inference = await _timed(context, "infer", run_window(handle, window, context.deadline_s))
+        context.stages_ms["queue"] = inference.queue_ms
+        context.labels["appliance"] = body.appliance_id
+        context.labels["model_version"] = inference.model_version
+        instant = _sample_time(window_end, len(window), inference.output_sample_index, inference.sample_period_s)
+        predicted_kw = inference.predicted_w / W_PER_KW
+        point = _point(body.building_id, body.appliance_id, inference, predicted_kw, instant, principal, context)
+        await self._store((point,), context)
+        return InferResponse(
+            predicted_kw=predicted_kw,
+            confidence=inference.on_probability,
+            model_version=inference.model_version,
+            request_id=context.request_id,
+            persisted=True,
+            predicted_for=instant,
+            output_sample_index=inference.output_sample_index,
+            sample_period_s=inference.sample_period_s,
+            model_id=inference.model_id,
+            artifact_sha256=inference.artifact_sha256,
+        )
+
+    async def disaggregate(
+        self, body: DisaggregateRequest, principal: Principal, context: RequestContext
+    ) -> DisaggregateResponse:
+        """Every appliance at one instant, reconciled with the mains, stored as one record set. Raises Problem."""
+        _check_building(principal, body.building_id)
+        window = np.asarray(body.window, dtype=np.float32)
+        window_end = body.window_end()
+        plan = plan_windows(self.catalogue.appliances())
+        if plan is None:
+            raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model is ready.", retry_after_s=5)
+        if len(window) != plan.input_window_size:
+            detail = f"The window must hold exactly {plan.input_window_size} samples of {plan.sample_period_s:g} s."
+            raise Problem(Problems.WINDOW_LENGTH, detail, [FieldError("/window", detail)])
+        answers = await _timed(context, "infer", self._fan_out(plan, window, context.deadline_s))
+        if not answers:
+            raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
+        instant = _sample_time(window_end, len(window), plan.output_sample_index, plan.sample_period_s)
+        aggregate_kw = float(window[plan.output_sample_index])
+        shares = reconcile(aggregate_kw, {a: i.predicted_w / W_PER_KW for a, i in answers.items()})
+        points = tuple(
+            _point(body.building_id, appliance, answers[appliance], kw, instant, principal, context)
+            for appliance, kw in shares.appliances_kw.items()
+        )
+        await self._store(points, context)
+        return DisaggregateResponse(
+            request_id=context.request_id,
+            persisted=True,
+            predicted_for=instant,
+            aggregate_kw=aggregate_kw,
+            unattributed_kw=shares.unattributed_kw,
+            appliances=[
+                AppliancePower(
+                    appliance_id=appliance,
+                    predicted_kw=kw,
+                    confidence=answers[appliance].on_probability,
+                    model_id=answers[appliance].model_id,
+                    model_version=answers[appliance].model_version,
+                )
+                for appliance, kw in shares.appliances_kw.items()
+            ],
+            unavailable=[a for a in self.catalogue.appliance_ids if a not in answers],
+        )
+
+    async def _fan_out(self, plan: WindowPlan, window: WindowKw, deadline_s: float) -> dict[str, Inference]:
+        names = list(plan.slices)
+        calls = [run_window(self.appliances[a], window[plan.slices[a]], deadline_s) for a in names]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        answers: dict[str, Inference] = {}
+        for appliance, outcome in zip(names, outcomes, strict=True):
+            if isinstance(outcome, Inference):
+                answers[appliance] = outcome
+            elif not isinstance(outcome, Problem):
+                raise outcome
+        return answers
+
+    async def _store(self, points: tuple[PredictionPoint, ...], context: RequestContext) -> None:
+        record_set = RecordSet(points=points, deadline_s=context.deadline_s)
+        write: Coroutine[Any, Any, Persisted] = persist(self.persistence, record_set)
+        task = asyncio.create_task(write, context=contextvars.Context())
+        await _timed(context, "persist", asyncio.shield(task))
+
+
+async def _timed(context: RequestContext, stage: str, work: Any) -> Any:
+    started = time.perf_counter()
+    try:
+        return await work
+    finally:
+        context.stages_ms[stage] = (time.perf_counter() - started) * 1000
+
+
+def _check_building(principal: Principal, building_id: str) -> None:
+    if not principal.may_use(building_id):
+        raise Problem(
+            Problems.FORBIDDEN_BUILDING,
+            "Your token does not grant this building.",
+            [FieldError("/building_id", "not granted")],
+        )
+
+
+def _sample_time(window_end: datetime, window_size: int, index: int, sample_period_s: float) -> datetime:
+    """The instant of one sample of a window whose last sample is at `window_end`."""
+    return window_end - timedelta(seconds=(window_size - 1 - index) * sample_period_s)
+
+
+def _point(
+    building_id: str,
+    appliance_id: str,
+    inference: Inference,
+    predicted_kw: float,
+    instant: datetime,
+    principal: Principal,
+    context: RequestContext,
+) -> PredictionPoint:
+    return PredictionPoint(
+        building_id=building_id,
+        appliance_id=appliance_id,
+        model_version=inference.model_version,
+        # Integer arithmetic: a float of seconds has no room for nanoseconds, and identity must be exact.
+        time_ns=(instant - _EPOCH) // timedelta(microseconds=1) * 1000,
+        predicted_kw=predicted_kw,
+        confidence=inference.on_probability,
+        aggregate_kw=inference.aggregate_kw,
+        request_id=context.request_id,
+        user_id=principal.user_id,
+        artifact_sha256=inference.artifact_sha256,
+        latency_ms=(time.perf_counter() - context.started_s) * 1000,
+    )

@@ -1,0 +1,175 @@
+"""Request and response types of the HTTP API. Units are in the field names; unknown fields are refused."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_WINDOW_SAMPLES = 20_000
+"""Above any model's window; the exact length is checked by the model that runs it."""
+MAX_MAINS_KW = 100.0
+"""A three-phase domestic supply ends below 70 kW: a larger value is almost always watts sent as kW."""
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+LATEST_AHEAD = timedelta(days=1)
+"""A sample from further ahead is a broken clock, and would hide behind every later query."""
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["demo-home"])]
+MainsKw = Annotated[float, Field(ge=0.0, le=MAX_MAINS_KW, allow_inf_nan=False)]
+Window = Annotated[
+    list[MainsKw],
+    Field(min_length=1, max_length=MAX_WINDOW_SAMPLES, description="Mains power in kW, oldest sample first"),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    building_id: Identifier
+    window: Window
+    timestamp: str | None = Field(
+        default=None,
+        description="Time of the window's last sample, ISO 8601 with offset; the time of the request if left out",
+        examples=["2026-01-31T18:00:00+01:00"],
+    )
+
+    @field_validator("timestamp")
+    @classmethod
+    def _valid_instant(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_instant(value)
+        return value
+
+    def window_end(self) -> datetime:
+        """Time of the last sample, UTC."""
+        return datetime.now(UTC) if self.timestamp is None else parse_instant(self.timestamp)
+
+
+def parse_instant(text: str) -> datetime:
+    """An ISO 8601 instant with offset, as UTC. Raises ValueError with a reason for people."""
+    if not _RFC3339.fullmatch(text):
+        raise ValueError("must be ISO 8601 with an offset, like 2026-01-31T18:00:00Z")
+    try:
+        instant = datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("is not a date and time that exists") from None
+    if instant < EARLIEST:
+        raise ValueError("is before the year 2000")
+    if instant > datetime.now(UTC) + LATEST_AHEAD:
+        raise ValueError("is more than a day in the future")
+    return instant
+
+
+class InferRequest(_Request):
+    """One mains window for one appliance."""
+
+    appliance_id: Identifier
+
+
+class DisaggregateRequest(_Request):
+    """One mains window for every appliance at once."""
+
+
+class InferResponse(BaseModel):
+    """A prediction that is already durable."""
+
+    predicted_kw: float
+    confidence: float = Field(description="The model's calibrated probability that the appliance is on, 0 to 1")
+    model_version: str
+    request_id: str
+    persisted: bool = Field(description="Always true: a reply that could not be stored is an error")
+    predicted_for: datetime = Field(description="The instant the prediction stands for, UTC")
+    output_sample_index: int = Field(description="Index in `window` of the sample the prediction stands for")
+    sample_period_s: float
+    model_id: str
+    artifact_sha256: str
+
+
+class AppliancePower(BaseModel):
+    """One appliance's share of the mains."""
+
+    appliance_id: str
+    predicted_kw: float
+    confidence: float
+    model_id: str
+    model_version: str
+
+
+class DisaggregateResponse(BaseModel):
+    """Mains split into appliances; `unattributed_kw` and the appliances add up to `aggregate_kw`."""
+
+    request_id: str
+    persisted: bool
+    predicted_for: datetime
+    aggregate_kw: float
+    unattributed_kw: float
+    appliances: list[AppliancePower]
+    unavailable: list[str] = Field(description="Appliances whose model could not answer; their power is unknown")
+
+
+class ModelSummary(BaseModel):
+    """A registered model version and whether it serves now."""
+
+    model_id: str
+    model_version: str
+    appliance_id: str
+    architecture: str
+    input_window_size: int
+    sample_period_s: float
+    output_sample_index: int
+    serving: bool
+    is_active: bool
+
+
+class ModelDetail(ModelSummary):
+    """Everything the registry says of a model version."""
+
+    artifact_sha256: str
+    max_power_w: float | None
+    on_threshold_w: float | None
+    metrics: dict[str, object]
+    training_data: list[dict[str, object]]
+
+
+class ServingAppliance(BaseModel):
+    """What an appliance deployment was asked to serve, and what it serves."""
+
+    appliance_id: str
+    ready: bool
+    wanted_version: str
+    serving_version: str | None
+    refused: str | None = Field(description="Why the wanted version is not served")
+
+
+class DisaggregateShape(BaseModel):
+    """The window `/disaggregate` takes."""
+
+    input_window_size: int
+    sample_period_s: float
+    output_sample_index: int
+
+
+class ModelsResponse(BaseModel):
+    """Registered models, what serves, and the window that `/disaggregate` takes."""
+
+    models: list[ModelSummary]
+    appliances: list[ServingAppliance]
+    disaggregate: DisaggregateShape | None
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457 problem document; see `serve_app/problems.py` for the codes."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    retryable: bool
+    errors: list[dict[str, str]]

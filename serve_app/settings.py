@@ -1,0 +1,134 @@
+"""Typed settings from environment variables, read once by the composition root.
+
+Fail closed: `ENV` defaults to production, and production refuses to start while a required value is missing or
+still the placeholder of `.env.example`. Secrets are `SecretStr`, so no `repr` or log line shows them.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deployments.stores import StoreConfig
+
+DEVELOPMENT_ISSUER = "nilm-development"
+MIN_SECRET_BYTES = 32
+"""RFC 7518, 3.2: an HS256 key has at least the size of the hash output, 256 bits."""
+
+_PLACEHOLDER = re.compile(
+    r"change.?me|placeholder|^your[-_ ]|^<.*>$|^x{3,}$|\bexample\.(com|org|net)\b|^(secret|password|todo)$",
+    re.IGNORECASE,
+)
+
+
+class SettingsError(Exception):
+    """The environment does not describe a service that may start; the text names every fault."""
+
+
+class Environment(StrEnum):
+    """Where the service runs."""
+
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; field names are the environment variables, in lower case."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    env: Environment = Environment.PRODUCTION
+    nilm_data_dir: Path = Path(".nilm")
+    """Folder of the embedded store."""
+    supabase_url: str = ""
+    """Base URL of the identity provider; tokens must be issued by `<url>/auth/v1`."""
+    supabase_anon_key: SecretStr = SecretStr("")
+    supabase_jwt_secret: SecretStr = SecretStr("")
+    """Shared key of HS256 tokens, at least 32 bytes."""
+    admin_token: SecretStr = SecretStr("")
+    """Second factor of admin routes and the scrape credential of /metrics."""
+    cors_origins: str = ""
+    """Comma-separated origins of browsers that may call; `*` is refused in production."""
+    influx_url: str = ""
+    """Set: predictions go to InfluxDB 2. Empty: the embedded SQLite store, one node only."""
+    influx_token: SecretStr = SecretStr("")
+    influx_org: str = ""
+    influx_bucket_raw: str = "raw"
+    influx_bucket_pred: str = "predictions"
+    request_timeout_s: float = Field(default=10.0, gt=0, le=300)
+    """One deadline per request: every wait inside is bounded by it."""
+
+    @field_validator("supabase_url", "influx_url")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+            raise ValueError("must be an http:// or https:// URL")
+        return value.rstrip("/")
+
+    @property
+    def issuer(self) -> str:
+        """The only `iss` a token may carry."""
+        return f"{self.supabase_url}/auth/v1" if self.supabase_url else DEVELOPMENT_ISSUER
+
+    @property
+    def cors_origin_list(self) -> list[str]:
+        """Allowed origins, without blanks."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    def store_config(self) -> StoreConfig:
+        """Which store to open: InfluxDB when INFLUX_URL is set, else SQLite in the data folder."""
+        if self.influx_url:
+            return StoreConfig.influxdb(
+                url=self.influx_url,
+                token=self.influx_token.get_secret_value(),
+                org=self.influx_org,
+                bucket_pred=self.influx_bucket_pred,
+                bucket_raw=self.influx_bucket_raw,
+            )
+        return StoreConfig.sqlite(self.nilm_data_dir.absolute() / "predictions.sqlite3")
+
+
+def load_settings() -> Settings:
+    """Read the environment. Raises SettingsError naming every variable that is missing, wrong or a placeholder."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        faults = "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise SettingsError(f"Settings are not usable: {faults}") from None
+    faults_found = _faults(settings)
+    if faults_found:
+        where = "Production refuses to start" if settings.env is Environment.PRODUCTION else "Cannot start"
+        raise SettingsError(f"{where}: " + "; ".join(faults_found) + ".")
+    return settings
+
+
+def _faults(settings: Settings) -> list[str]:
+    faults = []
+    secret = settings.supabase_jwt_secret.get_secret_value()
+    required: dict[str, str] = {"SUPABASE_JWT_SECRET": secret}
+    if settings.influx_url:
+        required |= {"INFLUX_TOKEN": settings.influx_token.get_secret_value(), "INFLUX_ORG": settings.influx_org}
+    if settings.env is Environment.PRODUCTION:
+        required |= {
+            "SUPABASE_URL": settings.supabase_url,
+            "SUPABASE_ANON_KEY": settings.supabase_anon_key.get_secret_value(),
+            "ADMIN_TOKEN": settings.admin_token.get_secret_value(),
+            "CORS_ORIGINS": settings.cors_origins,
+        }
+    placeholders = required | {"INFLUX_URL": settings.influx_url}
+    faults += [f"{name} is missing" for name, value in required.items() if not value]
+    if settings.env is Environment.PRODUCTION:
+        faults += [
+            f"{name} is still a placeholder"
+            for name, value in placeholders.items()
+            if value and _PLACEHOLDER.search(value)
+        ]
+        if "*" in settings.cors_origin_list:
+            faults.append("CORS_ORIGINS must name origins, not *")
+    if secret and len(secret.encode()) < MIN_SECRET_BYTES:
+        faults.append(f"SUPABASE_JWT_SECRET is shorter than {MIN_SECRET_BYTES} bytes")
+    return faults
