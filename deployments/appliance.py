@@ -101,7 +101,12 @@ class ApplianceModel:
         self._refused = RefusedVersion(model_version=version, reason=reason, detail=detail)
         serving = self._serving.entry.model_version if self._serving else None
         logger.error(
-            "%s refuses version %s: %s (%s); serving: %s", self._appliance_id, version, reason, detail, serving
+            "%s refuses version %s: %s (%s); serving: %s",
+            self._appliance_id,
+            version,
+            reason,
+            detail,
+            serving,
         )
 
     async def status(self) -> ApplianceStatus:

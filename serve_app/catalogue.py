@@ -23,7 +23,7 @@ class StatusSource(Protocol):
     """A deployment handle, as far as the catalogue needs it."""
 
     @property
-    def status(self) -> Any: ...  # noqa: D102
+    def status(self) -> Any: ...
 
 
 class Catalogue:
@@ -65,7 +65,11 @@ class Catalogue:
             if status is None:
                 reasons.append(f"{appliance_id}: no answer")
             elif not status.ready:
-                why = f"version {status.refused.model_version} refused: {status.refused.reason}" if status.refused else "loading"
+                why = (
+                    f"version {status.refused.model_version} refused: {status.refused.reason}"
+                    if status.refused
+                    else "loading"
+                )
                 reasons.append(f"{appliance_id}: {why}")
         store = self.store()
         if store is None:
@@ -99,7 +103,5 @@ class Catalogue:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 return await handle.status.remote()
         except Exception as error:  # noqa: BLE001 - whatever a dead replica raises, the poll goes on
-            self._logger.warning(
-                "no status", extra={"fields": {"deployment": name, "error": type(error).__name__}}
-            )
+            self._logger.warning("no status", extra={"fields": {"deployment": name, "error": type(error).__name__}})
             return None

@@ -22,10 +22,17 @@ class HttpMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "nilm_http_requests", "Requests answered", ["route", "method", "status_class"], registry=self.registry
+            "nilm_http_requests",
+            "Requests answered",
+            ["route", "method", "status_class"],
+            registry=self.registry,
         )
         self._seconds = Histogram(
-            "nilm_http_request_seconds", "Time to answer", ["route"], buckets=_BUCKETS_S, registry=self.registry
+            "nilm_http_request_seconds",
+            "Time to answer",
+            ["route"],
+            buckets=_BUCKETS_S,
+            registry=self.registry,
         )
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -54,7 +61,5 @@ def render(http: HttpMetrics, appliances: Iterable[ApplianceStatus], store: Stor
         Counter("nilm_store_commits", "Commits", registry=registry).inc(store.commits_total)
         Counter("nilm_store_record_sets", "Record sets made durable", registry=registry).inc(store.records_total)
         Counter("nilm_store_failures", "Record sets not stored", registry=registry).inc(store.failures_total)
-        Gauge("nilm_store_commit_record_sets_max", "Largest commit so far", registry=registry).set(
-            store.largest_commit
-        )
+        Gauge("nilm_store_commit_record_sets_max", "Largest commit so far", registry=registry).set(store.largest_commit)
     return generate_latest(http.registry) + generate_latest(registry)

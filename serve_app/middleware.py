@@ -57,9 +57,7 @@ def context_of(scope: Scope) -> RequestContext:
 class RequestContextMiddleware:
     """Gives each request its id, trace and deadline; logs and measures it; turns a crash into a plain 500."""
 
-    def __init__(
-        self, app: ASGIApp, *, timeout_s: float, metrics: HttpMetrics, logger: logging.Logger
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, timeout_s: float, metrics: HttpMetrics, logger: logging.Logger) -> None:
         self._app = app
         self._timeout_s = timeout_s
         self._metrics = metrics
@@ -177,7 +175,9 @@ class BodyLimitMiddleware:
         context = context_of(scope)
         context.problem_code = Problems.BODY_TOO_LARGE.value.code
         problem = Problem(
-            Problems.BODY_TOO_LARGE, f"The body is larger than {self._limit_bytes} bytes.", headers={"Connection": "close"}
+            Problems.BODY_TOO_LARGE,
+            f"The body is larger than {self._limit_bytes} bytes.",
+            headers={"Connection": "close"},
         )
         response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
         await response(scope, receive, send)

@@ -52,13 +52,9 @@ class Problems(Enum):
     RECORD_REJECTED = ProblemType("record_rejected", 422, "The store refused this prediction")
     INTERNAL = ProblemType("internal", 500, "Something failed on our side", retryable=True)
     MODEL_UNAVAILABLE = ProblemType("model_unavailable", 503, "The model cannot answer now", retryable=True)
-    STORE_UNAVAILABLE = ProblemType(
-        "store_unavailable", 503, "The prediction could not be stored", retryable=True
-    )
+    STORE_UNAVAILABLE = ProblemType("store_unavailable", 503, "The prediction could not be stored", retryable=True)
     OVERLOADED = ProblemType("overloaded", 503, "The service is at its capacity", retryable=True)
-    DEADLINE_EXCEEDED = ProblemType(
-        "deadline_exceeded", 503, "The request ran out of its time", retryable=True
-    )
+    DEADLINE_EXCEEDED = ProblemType("deadline_exceeded", 503, "The request ran out of its time", retryable=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,14 +82,14 @@ class Settings(BaseSettings):
     def store_config(self) -> StoreConfig:
         """Which store to open: InfluxDB when INFLUX_URL is set, else SQLite in the data folder."""
         if self.influx_url:
-            return StoreConfig.influxdb(
+            return StoreConfig.for_influx(
                 url=self.influx_url,
                 token=self.influx_token.get_secret_value(),
                 org=self.influx_org,
                 bucket_pred=self.influx_bucket_pred,
                 bucket_raw=self.influx_bucket_raw,
             )
-        return StoreConfig.sqlite(self.nilm_data_dir.absolute() / "predictions.sqlite3")
+        return StoreConfig.for_sqlite(self.nilm_data_dir.absolute() / "predictions.sqlite3")
 
 
 def load_settings() -> Settings:
@@ -111,7 +111,10 @@ def _faults(settings: Settings) -> list[str]:
     secret = settings.supabase_jwt_secret.get_secret_value()
     required: dict[str, str] = {"SUPABASE_JWT_SECRET": secret}
     if settings.influx_url:
-        required |= {"INFLUX_TOKEN": settings.influx_token.get_secret_value(), "INFLUX_ORG": settings.influx_org}
+        required |= {
+            "INFLUX_TOKEN": settings.influx_token.get_secret_value(),
+            "INFLUX_ORG": settings.influx_org,
+        }
     if settings.env is Environment.PRODUCTION:
         required |= {
             "SUPABASE_URL": settings.supabase_url,

@@ -1,0 +1,51 @@
+"""Composition root: `build(args)` turns the `args` of serve_config.yaml into the Serve application. Read this first.
+
+client -> Ingress -> one ApplianceModel deployment per appliance, named by it
+                  -> Persistence
+Every deployment's limits stand in serve_config.yaml; here is only who talks to whom.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application, Deployment
+
+from deployments.appliance import ApplianceModel
+from deployments.persistence import Persistence
+from serve_app.ingress import Ingress
+from serve_app.settings import load_settings
+
+ApplianceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+RESERVED_NAMES = frozenset({"ingress", "persistence"})
+
+
+class AppArgs(BaseModel):
+    """`args` of the application in serve_config.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    appliances: list[ApplianceName] = Field(min_length=1, description="One deployment each, named by it")
+    registry_path: str | None = Field(default=None, description="Another registry than the packaged one")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+
+def build(args: AppArgs) -> Application:
+    """The Serve application. Raises SettingsError when the environment is unusable, ValueError on bad args."""
+    names = args.appliances
+    if len(set(names)) != len(names):
+        raise ValueError("args.appliances names an appliance twice")
+    if RESERVED_NAMES & set(names):
+        raise ValueError(f"args.appliances may not use {', '.join(sorted(RESERVED_NAMES))}")
+    settings = load_settings()
+    model: Deployment = serve.deployment(ApplianceModel)
+    appliances = {
+        name: model.options(name=name).bind(name, registry_path=args.registry_path, device=args.device)
+        for name in names
+    }
+    persistence = Persistence.options(name="persistence").bind(settings.store_config())
+    ingress: Deployment = serve.deployment(Ingress, name="ingress")
+    application: Application = ingress.bind(appliances, persistence, registry_path=args.registry_path)
+    return application

@@ -1,0 +1,49 @@
+"""Reads a JSON request body into its type, with every fault as a problem that points at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from serve_app.problems import FieldError, Problem, Problems
+
+MAX_REPORTED_ERRORS = 20
+"""A window of text would otherwise make a reply larger than the request."""
+B = TypeVar("B", bound=BaseModel)
+
+
+async def read_json(request: Request, body_type: type[B]) -> B:
+    """The body as `body_type`. Raises Problem: 415 wrong type or encoding, 400 not JSON, 422 not valid."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Problem(Problems.UNSUPPORTED_MEDIA_TYPE, "Send the body as application/json.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(Problems.UNSUPPORTED_MEDIA_TYPE, "Compressed bodies are not accepted.")
+    raw = await request.body()
+    try:
+        return body_type.model_validate_json(raw)
+    except ValidationError as error:
+        raise _problem(error) from None
+
+
+def _problem(error: ValidationError) -> Problem:
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    if faults[0]["type"] == "json_invalid":
+        return Problem(Problems.MALFORMED_JSON, faults[0]["msg"] + ".")
+    errors = [FieldError(json_pointer(f["loc"]), f["msg"]) for f in faults[:MAX_REPORTED_ERRORS]]
+    shown = f", the first {MAX_REPORTED_ERRORS} are listed" if len(faults) > MAX_REPORTED_ERRORS else ""
+    return Problem(Problems.VALIDATION, f"{len(faults)} fault(s) in the body{shown}.", errors)
+
+
+def json_pointer(location: Sequence[Any]) -> str:
+    """RFC 6901 pointer of a place; `~` and `/` inside a name are escaped."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1")[:80] for part in location)
+
+
+def json_body(body_type: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI description of a body that `read_json` reads."""
+    schema = body_type.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

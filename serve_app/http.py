@@ -1,0 +1,95 @@
+"""Builds the FastAPI application: routes at `/` and `/api`, middleware order, errors as problem documents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from serve_app.bodies import json_pointer
+from serve_app.middleware import BodyLimitMiddleware, RequestContextMiddleware, context_of
+from serve_app.problems import FieldError, Problem, Problems, from_framework_status, problem_response
+from serve_app.routes import health, inference, models
+from serve_app.services import Services
+from serve_app.settings import Environment
+
+BODY_LIMIT_BYTES = 256 * 1024
+API_PREFIX = "/api"
+EXPOSED_HEADERS = [
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Idempotency-Replayed",
+    "Server-Timing",
+    "X-Request-ID",
+]
+Background = Callable[[], AbstractAsyncContextManager[None]]
+
+
+def build_http_app(services: Services, background: Background) -> FastAPI:
+    """The HTTP application of one ingress replica. `background` runs while the application lives."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with background():
+            yield
+
+    production = services.settings.env is Environment.PRODUCTION
+    app = FastAPI(
+        title="nilm-serve",
+        description="Per-appliance power from mains power; every acknowledged prediction is stored.",
+        lifespan=lifespan,
+        docs_url=None if production else "/docs",
+        redoc_url=None,
+        openapi_url=None if production else "/openapi.json",
+    )
+    app.state.services = services
+    for router in (inference.router, models.router, health.router):
+        app.include_router(router)
+        app.include_router(router, prefix=API_PREFIX, include_in_schema=False)
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimitMiddleware, limit_bytes=BODY_LIMIT_BYTES)
+    app.add_middleware(
+        RequestContextMiddleware,
+        timeout_s=services.settings.request_timeout_s,
+        metrics=services.metrics,
+        logger=services.logger,
+    )
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=services.settings.cors_origin_list,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID", "traceparent"],
+        expose_headers=EXPOSED_HEADERS,
+    )
+    return app
+
+
+def _reply(request: Request, problem: Problem) -> Response:
+    context = context_of(request.scope)
+    context.problem_code = problem.kind.value.code
+    return problem_response(problem, instance=request.url.path, request_id=context.request_id)
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - registered for this type only
+    return _reply(request, error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type only
+    faults = [FieldError(json_pointer(e["loc"]), str(e["msg"])) for e in error.errors()[:20]]
+    return _reply(request, Problem(Problems.VALIDATION, "The request's parameters are not valid.", faults))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type only
+    return _reply(request, from_framework_status(error.status_code, error.headers))

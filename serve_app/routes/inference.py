@@ -1,0 +1,48 @@
+"""`POST /infer` and `POST /disaggregate`: parse, run the use case, reply."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+
+from serve_app.access.principal import Principal
+from serve_app.bodies import json_body, read_json
+from serve_app.middleware import RequestContext
+from serve_app.schemas import (
+    DisaggregateRequest,
+    DisaggregateResponse,
+    InferRequest,
+    InferResponse,
+    ProblemDocument,
+)
+from serve_app.services import Services, authenticated, context_from, services_of
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemDocument} for status in (400, 401, 403, 404, 413, 415, 422, 503)
+}
+router = APIRouter(tags=["inference"], responses=PROBLEM_RESPONSES)
+
+
+@router.post("/infer", openapi_extra=json_body(InferRequest))
+async def infer(
+    request: Request,
+    principal: Annotated[Principal, Depends(authenticated)],
+    services: Annotated[Services, Depends(services_of)],
+    context: Annotated[RequestContext, Depends(context_from)],
+) -> InferResponse:
+    """Predict one appliance's power from a mains window; 200 only after the prediction is stored."""
+    body = await read_json(request, InferRequest)
+    return await services.predictor.infer(body, principal, context)
+
+
+@router.post("/disaggregate", openapi_extra=json_body(DisaggregateRequest))
+async def disaggregate(
+    request: Request,
+    principal: Annotated[Principal, Depends(authenticated)],
+    services: Annotated[Services, Depends(services_of)],
+    context: Annotated[RequestContext, Depends(context_from)],
+) -> DisaggregateResponse:
+    """Split the mains into all appliances at one instant; 200 only after the record set is stored."""
+    body = await read_json(request, DisaggregateRequest)
+    return await services.predictor.disaggregate(body, principal, context)

@@ -1,0 +1,100 @@
+"""`GET /models` and `GET /models/{model_id}`: what is registered, what serves, and why something does not."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from models.registry import RegistryEntry, TrainingSource
+from serve_app.access.principal import Principal
+from serve_app.catalogue import Catalogue
+from serve_app.disaggregation import plan_windows
+from serve_app.problems import Problem, Problems
+from serve_app.schemas import (
+    DisaggregateShape,
+    ModelDetail,
+    ModelsResponse,
+    ModelSummary,
+    ProblemDocument,
+    ServingAppliance,
+)
+from serve_app.services import Services, authenticated, services_of
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ProblemDocument} for status in (401, 404)}
+router = APIRouter(tags=["models"], responses=PROBLEM_RESPONSES)
+
+
+@router.get("/models")
+async def list_models(
+    _: Annotated[Principal, Depends(authenticated)], services: Annotated[Services, Depends(services_of)]
+) -> ModelsResponse:
+    """Every registered version, serving ones first, and the window that `/disaggregate` takes."""
+    catalogue = services.catalogue
+    summaries = [ModelSummary(**_summary(entry, catalogue)) for entry in services.registry.entries]
+    plan = plan_windows(catalogue.appliances())
+    return ModelsResponse(
+        models=sorted(summaries, key=lambda m: (not m.serving, m.appliance_id, m.model_version)),
+        appliances=[_serving(appliance_id, catalogue) for appliance_id in catalogue.appliance_ids],
+        disaggregate=None
+        if plan is None
+        else DisaggregateShape(
+            input_window_size=plan.input_window_size,
+            sample_period_s=plan.sample_period_s,
+            output_sample_index=plan.output_sample_index,
+        ),
+    )
+
+
+@router.get("/models/{model_id}")
+async def get_model(
+    model_id: str,
+    _: Annotated[Principal, Depends(authenticated)],
+    services: Annotated[Services, Depends(services_of)],
+) -> list[ModelDetail]:
+    """All versions of one model with their metrics and the homes they learnt from."""
+    found = [entry for entry in services.registry.entries if entry.model_id == model_id]
+    if not found:
+        raise Problem(Problems.UNKNOWN_MODEL, "No model of this id is registered.")
+    return [
+        ModelDetail(
+            **_summary(entry, services.catalogue),
+            artifact_sha256=entry.artifact_sha256,
+            max_power_w=entry.max_power_w,
+            on_threshold_w=entry.on_threshold_w,
+            metrics=dict(entry.metrics),
+            training_data=[_source(source) for source in entry.training_data],
+        )
+        for entry in found
+    ]
+
+
+def _summary(entry: RegistryEntry, catalogue: Catalogue) -> dict[str, Any]:
+    status = catalogue.appliance(entry.appliance_id)
+    return {
+        "model_id": entry.model_id,
+        "model_version": entry.model_version,
+        "appliance_id": entry.appliance_id,
+        "architecture": entry.architecture,
+        "input_window_size": entry.input_window_size,
+        "sample_period_s": entry.sample_period_s,
+        "output_sample_index": entry.output_sample_index,
+        "serving": status is not None and status.model_version == entry.model_version,
+        "is_active": entry.is_active,
+    }
+
+
+def _serving(appliance_id: str, catalogue: Catalogue) -> ServingAppliance:
+    status = catalogue.appliance(appliance_id)
+    refused = status.refused if status else None
+    return ServingAppliance(
+        appliance_id=appliance_id,
+        ready=status is not None and status.ready,
+        wanted_version=status.wanted_version if status else "",
+        serving_version=status.model_version if status else None,
+        refused=f"{refused.model_version}: {refused.reason}: {refused.detail}" if refused else None,
+    )
+
+
+def _source(source: TrainingSource) -> dict[str, object]:
+    return {"home": source.home, "from": source.from_, "to": source.to, "attribution": source.attribution}

@@ -1,0 +1,52 @@
+"""The collaborators of one ingress replica, built once and handed to the routes through the app's state."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request
+
+from models.registry import Registry
+from serve_app.access.principal import Principal
+from serve_app.access.tokens import TokenVerifier
+from serve_app.catalogue import Catalogue
+from serve_app.metrics import HttpMetrics
+from serve_app.middleware import RequestContext, context_of
+from serve_app.predict import Predictor
+from serve_app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything a route may use."""
+
+    settings: Settings
+    verifier: TokenVerifier
+    registry: Registry
+    catalogue: Catalogue
+    predictor: Predictor
+    metrics: HttpMetrics
+    logger: logging.Logger
+
+
+def services_of(request: Request) -> Services:
+    """FastAPI dependency: this replica's collaborators."""
+    return cast(Services, request.app.state.services)
+
+
+def context_from(request: Request) -> RequestContext:
+    """FastAPI dependency: this request's id, trace, deadline."""
+    return context_of(request.scope)
+
+
+def authenticated(request: Request) -> Principal:
+    """FastAPI dependency: the verified caller. Raises Problem 401."""
+    started = time.perf_counter()
+    principal = services_of(request).verifier.principal(request.headers.get("authorization"))
+    context = context_of(request.scope)
+    context.user_id = principal.user_id
+    context.stages_ms["auth"] = (time.perf_counter() - started) * 1000
+    return principal
