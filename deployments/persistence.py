@@ -1,0 +1,100 @@
+"""The Persistence deployment: the one place where predictions become durable.
+
+Bind it in the composition root with `Persistence.bind(store_config)`. With SQLite it runs as exactly one replica, old
+one stopped before the new one starts, because the file has one owner; with InfluxDB any number may run.
+
+Metrics (Ray adds `deployment`, `replica` and `application`, and `_total` to counters):
+  nilm_store_commits_total{outcome="ok|failed"}
+  nilm_store_record_sets_total{result="persisted|unavailable|rejected|queue_full|deadline"}
+  nilm_store_commit_seconds, nilm_store_commit_record_sets
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+
+from ray import serve
+from ray.serve import metrics
+
+from deployments.contracts import Persisted, PersistResult, RecordSet, StoreStatus
+from deployments.group_commit import GroupCommit
+from deployments.stores import StoreConfig, open_store
+
+
+class PersistenceReplica:
+    """Writes record sets in group commits. There is no `check_health`: the store is a shared dependency, and a
+    health check that looked at it would have every replica killed in an outage no restart can mend.
+    """
+
+    def __init__(self, store_config: StoreConfig) -> None:
+        """Open the store. Raises StoreUnavailable when a SQLite file cannot be used."""
+        self._commits = GroupCommit(open_store(store_config), _Metrics())
+        self._closed = False
+
+    async def persist(self, record_set: RecordSet) -> PersistResult:
+        """Make one record set durable, or say why it is not known to be; answers by its deadline.
+
+        A caller that is cancelled after its record set was taken does not undo the write.
+        """
+        return await self._commits.persist(record_set)
+
+    async def persist_many(self, record_sets: Sequence[RecordSet]) -> list[PersistResult]:
+        """`persist` for everything one caller has waiting, in its order: one handle call, and usually one commit."""
+        return await asyncio.gather(*(self._commits.persist(record_set) for record_set in record_sets))
+
+    async def status(self) -> StoreStatus:
+        """Whether the store is usable, known for a second at most, and the figures of this replica."""
+        return await self._commits.status()
+
+    def __del__(self) -> Awaitable[None] | None:
+        """Serve's shutdown hook, which it awaits: finish what was taken, then close the store.
+
+        Python calls it again when the object goes, and must then find nothing to do.
+        """
+        if getattr(self, "_closed", True):
+            return None
+        self._closed = True
+        return self._commits.close()
+
+
+class _Metrics:
+    """Turns what GroupCommit reports into Ray metrics."""
+
+    def __init__(self) -> None:
+        self._commits = metrics.Counter("nilm_store_commits", "Commits that ended.", ("outcome",))
+        self._record_sets = metrics.Counter(
+            "nilm_store_record_sets", "Record sets that were answered.", ("result",)
+        )
+        self._seconds = metrics.Histogram(
+            "nilm_store_commit_seconds",
+            "Time of one commit.",
+            boundaries=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10],
+        )
+        self._size = metrics.Histogram(
+            "nilm_store_commit_record_sets",
+            "Record sets of one commit.",
+            boundaries=[1, 2, 4, 8, 16, 32, 64, 256, 1024],
+        )
+
+    def committed(self, *, succeeded: bool, record_sets: int, seconds: float) -> None:
+        self._commits.inc(tags={"outcome": "ok" if succeeded else "failed"})
+        self._seconds.observe(seconds)
+        self._size.observe(record_sets)
+
+    def answered(self, result: PersistResult) -> None:
+        label = "persisted" if isinstance(result, Persisted) else result.failure.value
+        self._record_sets.inc(tags={"result": label})
+
+
+Persistence = serve.deployment(
+    name="Persistence",
+    num_replicas=1,
+    # Above the queue's bound, so that a full queue is answered by us, with words, and not by Serve.
+    max_ongoing_requests=2048,
+    max_queued_requests=2048,
+    # A surge would start the new owner of the SQLite file while the old one still holds it.
+    max_surge_percent=0,
+    graceful_shutdown_timeout_s=20,
+    ray_actor_options={"num_cpus": 0.2},
+)(PersistenceReplica)

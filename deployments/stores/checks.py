@@ -1,0 +1,80 @@
+"""What every store refuses before it is asked to write, so that SQLite and InfluxDB hold exactly the same rows.
+
+A record set that fails here fails alone; its neighbours in the commit are unaffected. The rules are those of the
+stricter store, InfluxDB: its client drops NaN fields silently, an empty tag puts the point into another series, and
+line protocol has no way to write a newline or a trailing backslash in a tag.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from numbers import Real
+
+from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
+
+TEXT_LIMIT = 512
+"""Longest string of a point. The API's own limits are shorter; this one keeps a series key far below 64 KiB."""
+
+TIME_NS_MIN = -(2**63) + 2
+TIME_NS_MAX = 2**63 - 2
+"""InfluxDB keeps the ends of the int64 range for itself."""
+
+_TAGS = ("building_id", "appliance_id", "model_version")
+_TEXT_FIELDS = ("request_id", "user_id", "artifact_sha256")
+_NUMBERS = ("predicted_kw", "confidence", "aggregate_kw", "latency_ms")
+
+# Control characters (C0, DEL, C1) and lone surrogates, which have no UTF-8 form.
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def refusal(record_set: RecordSet) -> NotPersisted | None:
+    """Why no store will take this record set, or None when it may be written."""
+    reason = _record_set_problem(record_set)
+    return None if reason is None else NotPersisted(PersistFailure.REJECTED, reason)
+
+
+def _record_set_problem(record_set: RecordSet) -> str | None:
+    if not record_set.points:
+        return "the record set is empty"
+    identities = {(p.building_id, p.appliance_id, p.model_version, p.time_ns) for p in record_set.points}
+    if len(identities) != len(record_set.points):
+        # One of the two would overwrite the other and be lost without a word.
+        return "two points of the record set have the same identity"
+    return next((problem for p in record_set.points if (problem := _point_problem(p)) is not None), None)
+
+
+def _point_problem(point: PredictionPoint) -> str | None:
+    for name in (*_TAGS, *_TEXT_FIELDS):
+        problem = _text_problem(name, getattr(point, name), is_tag=name in _TAGS)
+        if problem is not None:
+            return problem
+    for name in _NUMBERS:
+        if not _is_finite(getattr(point, name)):
+            return f"{name} is not a finite number"
+    if type(point.time_ns) is not int or not TIME_NS_MIN <= point.time_ns <= TIME_NS_MAX:
+        return "time_ns is not an integer that fits 64 bits"
+    return None
+
+
+def _text_problem(name: str, value: object, *, is_tag: bool) -> str | None:
+    if not isinstance(value, str):
+        return f"{name} is not a string"
+    if len(value) > TEXT_LIMIT:
+        return f"{name} is longer than {TEXT_LIMIT} characters"
+    if _UNWRITABLE.search(value):
+        return f"{name} holds a control character"
+    if is_tag and not value:
+        return f"{name} is empty"
+    if is_tag and value.endswith("\\"):
+        return f"{name} ends with a backslash"
+    return None
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False

@@ -1,0 +1,83 @@
+"""Which store, and how to open it. `StoreConfig` crosses to the Persistence replica; the open store never leaves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from deployments.stores.base import PredictionStore
+
+
+class StoreKind(StrEnum):
+    """The stores there are."""
+
+    SQLITE = "sqlite"
+    INFLUXDB = "influxdb"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Where predictions go. Build it with `for_sqlite` or `for_influx`.
+
+    The token is not part of `repr`, so the configuration may be logged.
+    """
+
+    kind: StoreKind
+    sqlite_path: Path | None = None
+    influx_url: str = ""
+    influx_token: str = field(default="", repr=False)
+    influx_org: str = ""
+    influx_bucket_pred: str = ""
+    influx_bucket_raw: str = ""
+    influx_timeout_s: float = 2.0
+    """Longest wait for one answer of InfluxDB."""
+
+    def __post_init__(self) -> None:
+        if self.kind is StoreKind.SQLITE and self.sqlite_path is None:
+            raise ValueError("a SQLite store needs sqlite_path")
+        if self.kind is StoreKind.INFLUXDB:
+            names = ("influx_url", "influx_token", "influx_org", "influx_bucket_pred", "influx_bucket_raw")
+            missing = [name for name in names if not getattr(self, name)]
+            if missing:
+                raise ValueError(f"an InfluxDB store needs {', '.join(missing)}")
+            if not self.influx_timeout_s > 0:
+                raise ValueError("influx_timeout_s must be positive")
+
+    @classmethod
+    def for_sqlite(cls, path: Path) -> StoreConfig:
+        """The embedded store at `path`, on the node of the Persistence replica."""
+        return cls(kind=StoreKind.SQLITE, sqlite_path=path)
+
+    @classmethod
+    def for_influx(
+        cls, *, url: str, token: str, org: str, bucket_pred: str, bucket_raw: str, timeout_s: float = 2.0
+    ) -> StoreConfig:
+        """InfluxDB 2 at `url`, with a token that may write to `bucket_pred`."""
+        return cls(
+            kind=StoreKind.INFLUXDB,
+            influx_url=url,
+            influx_token=token,
+            influx_org=org,
+            influx_bucket_pred=bucket_pred,
+            influx_bucket_raw=bucket_raw,
+            influx_timeout_s=timeout_s,
+        )
+
+
+def open_store(config: StoreConfig) -> PredictionStore:
+    """Open the configured store. SQLite raises StoreUnavailable here; InfluxDB is not contacted before its first use."""
+    if config.sqlite_path is not None:
+        from deployments.stores.sqlite import SqliteStore  # noqa: PLC0415 - only the chosen store is imported
+
+        return SqliteStore(config.sqlite_path)
+    from deployments.stores.influx import InfluxStore  # noqa: PLC0415 - its client takes half a second to import
+
+    return InfluxStore(
+        url=config.influx_url,
+        token=config.influx_token,
+        org=config.influx_org,
+        bucket_pred=config.influx_bucket_pred,
+        bucket_raw=config.influx_bucket_raw,
+        timeout_s=config.influx_timeout_s,
+    )

@@ -1,0 +1,274 @@
+"""The embedded store: one SQLite file in WAL mode, one connection that writes and checkpoints.
+
+Owns the file (see `ownership`), its schema and its durability: a write that returned is on the disk
+(`synchronous=FULL`). Refuses a file it did not make, a newer schema, and a file moved away from under it.
+Readers use `read_rows`, whose snapshots are short; that is what keeps the WAL bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
+from deployments.stores.base import StoreUnavailable
+from deployments.stores.checks import refusal
+from deployments.stores.ownership import FileOwnership
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+"""`PRAGMA user_version` of a file this code writes."""
+
+WAL_LIMIT_BYTES = 16 * 1024 * 1024
+"""Beyond this the writer waits for readers to leave and truncates the WAL. SQLite's own checkpoints start at 4 MB
+but never wait, so overlapping readers alone could let the WAL grow for ever."""
+
+CHECKPOINT_WAIT_MS = 250
+BUSY_TIMEOUT_MS = 1000
+"""How long a write waits for a foreign lock (an operator's shell, a backup)."""
+
+FREE_SPACE_FLOOR_BYTES = 32 * 1024 * 1024
+"""`ping` calls the store unusable below this: a commit and a checkpoint must both fit."""
+
+_SCHEMA = """
+CREATE TABLE prediction (
+  building_id     TEXT    NOT NULL,
+  appliance_id    TEXT    NOT NULL,
+  model_version   TEXT    NOT NULL,
+  time_ns         INTEGER NOT NULL,
+  predicted_kw    REAL    NOT NULL,
+  confidence      REAL    NOT NULL,
+  aggregate_kw    REAL    NOT NULL,
+  request_id      TEXT    NOT NULL,
+  user_id         TEXT    NOT NULL,
+  artifact_sha256 TEXT    NOT NULL,
+  latency_ms      REAL    NOT NULL,
+  -- Time before version: analytics ask for a range of time over whatever versions served it.
+  PRIMARY KEY (building_id, appliance_id, time_ns, model_version)
+) STRICT, WITHOUT ROWID
+"""
+
+_UPSERT = """
+INSERT INTO prediction VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET
+  predicted_kw = excluded.predicted_kw, confidence = excluded.confidence, aggregate_kw = excluded.aggregate_kw,
+  request_id = excluded.request_id, user_id = excluded.user_id, artifact_sha256 = excluded.artifact_sha256,
+  latency_ms = excluded.latency_ms
+"""
+
+_BAD_RECORD = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+)
+
+_EXPLANATIONS = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_BUSY: "the database is locked by another process",
+    sqlite3.SQLITE_LOCKED: "the database is locked",
+    sqlite3.SQLITE_READONLY: "the database is read-only",
+    sqlite3.SQLITE_IOERR: "the disk refused a read or a write",
+    sqlite3.SQLITE_CORRUPT: "the database file is corrupted: restore it from a backup",
+    sqlite3.SQLITE_NOTADB: "the file is not an SQLite database",
+    sqlite3.SQLITE_CANTOPEN: "the database file cannot be opened",
+}
+
+
+class SqliteStore:
+    """Predictions in one SQLite file of this node."""
+
+    kind = "sqlite"
+
+    def __init__(self, path: Path, *, ownership_wait_s: float = 10.0) -> None:
+        """Open or create `path`. Raises StoreUnavailable (StoreInUse when another process owns the file)."""
+        # Resolved, so that two names of one file meet at one lock.
+        self._path = path.resolve()
+        self._last_truncate_s = 0.0
+        # write() and ping() come from different threads and share the connection.
+        self._lock = threading.Lock()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._ownership = FileOwnership(self._path, ownership_wait_s)
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
+        try:
+            with _explained(self._path):
+                self._connection = self._open()
+            self._inode = self._path.stat().st_ino
+        except BaseException:
+            self._ownership.release()
+            raise
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
+        )
+        try:
+            # The schema is looked at before anything is changed: a foreign file stays as it was.
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
+            if found > SCHEMA_VERSION:
+                raise StoreUnavailable(
+                    f"{self._path} has schema {found}, this build knows {SCHEMA_VERSION}: run the newer build"
+                )
+            if found == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                raise StoreUnavailable(f"{self._path} is a database of another program")
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":
+                raise StoreUnavailable(f"{self._path}: the file system does not support WAL (got {mode!r})")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+            if found == 0:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(_SCHEMA)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                connection.execute("COMMIT")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def write(self, record_sets: Sequence[RecordSet]) -> list[NotPersisted | None]:
+        """See `PredictionStore.write`. One transaction; each record set is atomic inside it."""
+        outcomes = [refusal(record_set) for record_set in record_sets]
+        if None not in outcomes:
+            return outcomes
+        with self._lock, _explained(self._path):
+            self._check_file()
+            connection = self._connection
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for index, record_set in enumerate(record_sets):
+                    if outcomes[index] is None:
+                        outcomes[index] = _insert(connection, record_set)
+                connection.execute("COMMIT")
+            except BaseException:
+                # Some errors (a full disk) have already rolled the transaction back.
+                if connection.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        connection.execute("ROLLBACK")
+                raise
+            self._bound_wal()
+        return outcomes
+
+    def _check_file(self) -> None:
+        """A commit into a file without a name would be acknowledged and then lost."""
+        try:
+            still_there = self._path.stat().st_ino == self._inode
+        except OSError:
+            still_there = False
+        if not still_there:
+            raise StoreUnavailable(f"{self._path} was moved or deleted; restart to use a new file")
+
+    def _bound_wal(self) -> None:
+        """Truncate a WAL over its limit. What was committed stays committed whatever happens here."""
+        now = time.monotonic()
+        try:
+            too_long = self._path.with_name(self._path.name + "-wal").stat().st_size > WAL_LIMIT_BYTES
+            # Once a second: while a reader holds on, waiting at every commit would only slow the writers down.
+            if not too_long or now - self._last_truncate_s < 1.0:
+                return
+            self._last_truncate_s = now
+            self._connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_WAIT_MS}")
+            try:
+                busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            if busy:
+                logger.warning("a reader keeps the WAL of %s from being truncated", self._path)
+        except (OSError, sqlite3.Error) as error:
+            logger.warning("checkpoint of %s failed: %s", self._path, error)
+
+    def ping(self) -> None:
+        """See `PredictionStore.ping`: takes the write lock and gives it back, and looks at the free space."""
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+            raise StoreUnavailable(
+                f"{self._path}: a write has been running for more than {BUSY_TIMEOUT_MS} ms"
+            )
+        try:
+            with _explained(self._path):
+                self._check_file()
+                if shutil.disk_usage(self._path.parent).free < FREE_SPACE_FLOOR_BYTES:
+                    raise StoreUnavailable(f"{self._path}: the disk is nearly full")
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute("ROLLBACK")
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Checkpoint, close, and give the file up to the next owner."""
+        with self._lock:
+            self._connection.close()
+            self._ownership.release()
+
+
+def read_rows(
+    path: Path, sql: str, parameters: Sequence[Any] = (), *, max_s: float = 5.0
+) -> list[tuple[Any, ...]]:
+    """Rows of one query on a read-only connection of its own, whose snapshot ends with the call.
+
+    A query that runs longer than `max_s` seconds is interrupted, so that no reader holds the WAL back.
+    Raises StoreUnavailable.
+    """
+    until = time.monotonic() + max_s
+    with (
+        _explained(path),
+        contextlib.closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_MS / 1000)
+        ) as connection,
+    ):
+        connection.execute("PRAGMA query_only = ON")
+        connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+        return connection.execute(sql, parameters).fetchall()
+
+
+def _insert(connection: sqlite3.Connection, record_set: RecordSet) -> NotPersisted | None:
+    """Write one record set, or none of it."""
+    connection.execute("SAVEPOINT record_set")
+    try:
+        connection.executemany(_UPSERT, [_row(point) for point in record_set.points])
+    except _BAD_RECORD as error:
+        connection.execute("ROLLBACK TO record_set")
+        connection.execute("RELEASE record_set")
+        logger.warning("SQLite refused a record set: %s", error)
+        return NotPersisted(PersistFailure.REJECTED, "the store refused the record set")
+    connection.execute("RELEASE record_set")
+    return None
+
+
+def _row(point: PredictionPoint) -> tuple[str | int | float, ...]:
+    return (
+        point.building_id,
+        point.appliance_id,
+        point.model_version,
+        point.time_ns,
+        # float(): numpy scalars would be bound as blobs.
+        float(point.predicted_kw),
+        float(point.confidence),
+        float(point.aggregate_kw),
+        point.request_id,
+        point.user_id,
+        point.artifact_sha256,
+        float(point.latency_ms),
+    )
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the file system raise into StoreUnavailable with words for the operator."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        raise StoreUnavailable(f"{path}: {_EXPLANATIONS.get(code, str(error))}") from error
+    except OSError as error:
+        raise StoreUnavailable(f"{path}: {error.strerror}") from error
