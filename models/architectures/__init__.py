@@ -1,0 +1,26 @@
+"""The architectures by name. A registry entry names one; `build` makes it.
+
+To add one: write a `SequenceModel` in its own file, decorate it with `@register("Name")`, import it below.
+"""
+
+from __future__ import annotations
+
+from models.architectures.base import (
+    ArchitectureError,
+    SequenceModel,
+    build,
+    names,
+    register,
+)
+from models.architectures.cnn_transformer import CNNTransformer
+from models.architectures.temporal_pooling_unet import TemporalPoolingUNet
+
+__all__ = [
+    "ArchitectureError",
+    "CNNTransformer",
+    "SequenceModel",
+    "TemporalPoolingUNet",
+    "build",
+    "names",
+    "register",
+]

@@ -1,0 +1,99 @@
+"""TemporalPoolingUNet: a compact convolutional sequence model, about 0.3 million parameters.
+
+A U-Net (Ronneberger et al. 2015) along time whose deepest level sees pooled summaries of the whole window, as
+in TPNILM (Massidda et al. 2020). Two heads: on-logit and power.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.architectures.base import SequenceModel, register, with_difference
+
+INPUT_CHANNELS = 2
+POOL_PARTS = (1, 2, 4, 8)
+"""The window is summarised whole and in halves, quarters and eighths: hours of context at little cost."""
+
+
+class Convolution(nn.Sequential):
+    """Convolution of `kernel_size`, batch norm and ReLU: [n, in, W] -> [n, out, W]."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel_size: int) -> None:
+        super().__init__(
+            nn.Conv1d(channels_in, channels_out, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm1d(channels_out),
+            nn.ReLU(inplace=True),
+        )
+
+
+class TemporalPooling(nn.Module):
+    """Adds averages over parts of the window to every position: [n, c, L] -> [n, c + 4 * (c // 4), L]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv1d(channels, channels // 4, 1) for _ in POOL_PARTS)
+
+    def forward(self, features: Tensor) -> Tensor:
+        length = features.shape[-1]
+        summaries = [
+            F.interpolate(F.relu(project(F.avg_pool1d(features, length // parts))), size=length, mode="nearest")
+            for parts, project in zip(POOL_PARTS, self.projections, strict=True)
+        ]
+        return torch.cat((features, *summaries), dim=1)
+
+
+@register("TemporalPoolingUNet")
+class TemporalPoolingUNet(SequenceModel):
+    """Mains [n, W] -> (on_logit [n, W], power_w [n, W]).
+
+    W must be a multiple of 128: four halvings, and eight parts at the deepest level.
+    """
+
+    def __init__(self, input_window_size: int, channels: Sequence[int] = (16, 32, 48, 80, 128)) -> None:
+        super().__init__()
+        levels = len(channels)
+        multiple = 2 ** (levels - 1) * max(POOL_PARTS)
+        if levels < 2 or min(channels) < 4:
+            raise ValueError(f"channels must be two or more widths of at least 4, not {list(channels)}")
+        if input_window_size < multiple or input_window_size % multiple:
+            raise ValueError(f"the window must be a multiple of {multiple} samples, not {input_window_size}")
+        self.encoders = nn.ModuleList(
+            nn.Sequential(
+                Convolution(channels_in, channels_out, 5 if level == 0 else 3),
+                Convolution(channels_out, channels_out, 5 if level == 0 else 3),
+            )
+            for level, (channels_in, channels_out) in enumerate(
+                zip((INPUT_CHANNELS, *channels), channels, strict=False)
+            )
+        )
+        deepest = channels[-1]
+        self.pooling = TemporalPooling(deepest)
+        self.bottleneck = nn.Sequential(
+            Convolution(deepest + len(POOL_PARTS) * (deepest // 4), deepest, 3),
+            nn.Dropout(0.1),
+        )
+        # Skips are added, not concatenated: concatenation would triple the cost at full resolution.
+        self.projections = nn.ModuleList(
+            nn.Conv1d(channels[level + 1], channels[level], 1) for level in reversed(range(levels - 1))
+        )
+        self.decoders = nn.ModuleList(
+            Convolution(channels[level], channels[level], 3) for level in reversed(range(levels - 1))
+        )
+        self.heads = nn.Conv1d(channels[0], 2, 1)
+
+    def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
+        features = with_difference(mains, INPUT_CHANNELS)
+        skips: list[Tensor] = []
+        for level, encoder in enumerate(self.encoders):
+            features = encoder(features if level == 0 else F.max_pool1d(features, 2))
+            skips.append(features)
+        features = self.bottleneck(self.pooling(skips.pop()))
+        for project, decoder in zip(self.projections, self.decoders, strict=True):
+            raised = F.interpolate(project(features), scale_factor=2.0, mode="nearest")
+            features = decoder(raised + skips.pop())
+        heads = self.heads(features)
+        return heads[:, 0], F.softplus(heads[:, 1]) * self.power_scale_w

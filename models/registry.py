@@ -1,0 +1,216 @@
+"""Which models exist: registry.json, checked, and resolved to one entry by (appliance, version).
+
+Owns the meaning of a registry entry and its defaults. Refuses a file that is not strict JSON (NaN, duplicate
+keys), does not fit registry.schema.json, or points outside its own folder. Loading is `models.loader`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jsonschema
+import jsonschema.exceptions
+
+from models.appliances import APPLIANCES
+
+PACKAGED_REGISTRY = Path(__file__).with_name("registry.json")
+SCHEMA_PATH = Path(__file__).with_name("registry.schema.json")
+
+DEFAULT_SAMPLE_PERIOD_S = 60.0
+"""One-minute means: the period of the recordings, and of every registry written before the field existed."""
+
+
+class RegistryError(Exception):
+    """The registry cannot be used, or has no such model; the message says where and what exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How mains become the network's input: clip to [0, clip_w] (None: not clipped), then z-score.
+
+    `mean` and `std` are in the entry's `input_unit`; `clip_w` is always in W.
+    """
+
+    type: str
+    mean: float
+    std: float
+    clip_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSource:
+    """One recording a model learnt from. Dates are ISO 8601; `from` is a keyword, hence the underscore."""
+
+    home: str
+    from_: str
+    to: str
+    attribution: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryEntry:
+    """One version of one model. Powers in W; paths are relative to the registry's folder."""
+
+    model_id: str
+    model_version: str
+    appliance_id: str
+    architecture: str
+    architecture_params: dict[str, Any]
+    artifact_path: str
+    artifact_sha256: str
+    input_window_size: int
+    preprocessing: Preprocessing
+    is_active: bool
+    sample_period_s: float
+    input_unit: str
+    """Unit of the mains before the z-score; the API always speaks kW."""
+    output_unit: str
+    output_sample_index: int
+    """Which sample of the window (0 = oldest) the output stands for; the samples after it are look-ahead."""
+    max_power_w: float | None = None
+    """Outputs are clamped to [0, max_power_w]; None: only to not negative."""
+    on_threshold_w: float | None = None
+    golden_path: str | None = None
+    """None in registries written before golden outputs: the loader then skips that step and says so."""
+    card_path: str | None = None
+    training_data: tuple[TrainingSource, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """All entries of one registry file, in its order."""
+
+    entries: tuple[RegistryEntry, ...]
+    root: Path
+    """Folder of the file: what `artifact_path`, `golden_path` and `card_path` are relative to."""
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Registry:
+        """Reads and checks `path` (default: the registry in this package). Raises `RegistryError`."""
+        path = PACKAGED_REGISTRY if path is None else Path(path)
+        document = _read_strict_json(path)
+        _check_schema(document, path)
+        rows = document["models"] if isinstance(document, dict) else document
+        pointer = "/models" if isinstance(document, dict) else ""
+        entries = tuple(_entry(row, f"{pointer}/{index}", path) for index, row in enumerate(rows))
+        _check_together(entries, path)
+        return cls(entries=entries, root=path.resolve().parent)
+
+    def resolve(self, appliance_id: str, model_version: str) -> RegistryEntry:
+        """The entry of that appliance and version. Raises `RegistryError` naming what exists."""
+        versions = [entry for entry in self.entries if entry.appliance_id == appliance_id]
+        for entry in versions:
+            if entry.model_version == model_version:
+                return entry
+        raise RegistryError(
+            f"there is no version {model_version!r} of appliance {appliance_id!r}; {self._what_exists(versions)}"
+        )
+
+    def active(self, appliance_id: str) -> RegistryEntry:
+        """The one active entry of that appliance. Raises `RegistryError` when there is none."""
+        versions = [entry for entry in self.entries if entry.appliance_id == appliance_id]
+        for entry in versions:
+            if entry.is_active:
+                return entry
+        raise RegistryError(f"appliance {appliance_id!r} has no active model; {self._what_exists(versions)}")
+
+    def _what_exists(self, versions: list[RegistryEntry]) -> str:
+        if versions:
+            return f"its versions are {', '.join(entry.model_version for entry in versions)}"
+        appliances = sorted({entry.appliance_id for entry in self.entries})
+        return f"the registry has {', '.join(appliances) or 'no model at all'}"
+
+
+def _read_strict_json(path: Path) -> Any:
+    def refuse_constant(name: str) -> float:
+        raise RegistryError(f"{path}: {name} is not JSON; a number must be finite")
+
+    def finite_float(digits: str) -> float:
+        # 1e999 is valid JSON and reads as infinity.
+        value = float(digits)
+        return value if math.isfinite(value) else refuse_constant(digits)
+
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise RegistryError(f"{path}: the key {key!r} is given twice in one object")
+            result[key] = value
+        return result
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path}: cannot be read: {error}") from error
+    try:
+        return json.loads(
+            text,
+            parse_constant=refuse_constant,
+            parse_float=finite_float,
+            object_pairs_hook=refuse_duplicates,
+        )
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RegistryError(f"{path}: is not JSON: {error}") from error
+
+
+def _check_schema(document: Any, path: Path) -> None:
+    schema = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    # Checked against the branch the file uses: a failed `oneOf` would only say that neither branch fits.
+    branch = {"$defs": schema["$defs"], **schema["oneOf"][1 if isinstance(document, list) else 0]}
+    errors = jsonschema.Draft202012Validator(branch).iter_errors(document)
+    error = jsonschema.exceptions.best_match(errors)
+    if error is not None:
+        pointer = "".join(f"/{part}" for part in error.absolute_path) or "/"
+        raise RegistryError(f"{path}: at {pointer}: {error.message}")
+
+
+def _entry(row: Mapping[str, Any], pointer: str, path: Path) -> RegistryEntry:
+    window = int(row["input_window_size"])
+    values = dict(row)
+    values["preprocessing"] = Preprocessing(**row["preprocessing"])
+    values["training_data"] = tuple(
+        TrainingSource(source["home"], source["from"], source["to"], source["attribution"])
+        for source in row.get("training_data", [])
+    )
+    values.setdefault("sample_period_s", DEFAULT_SAMPLE_PERIOD_S)
+    values.setdefault("input_unit", "W")
+    values.setdefault("output_unit", "W")
+    values.setdefault("output_sample_index", window - 1)
+    known = APPLIANCES.get(row["appliance_id"])
+    if known is not None:
+        values.setdefault("max_power_w", known.max_power_w)
+        values.setdefault("on_threshold_w", known.on_threshold_w)
+    entry = RegistryEntry(**values)
+    if entry.output_sample_index >= window:
+        raise RegistryError(
+            f"{path}: at {pointer}/output_sample_index: {entry.output_sample_index} is outside the window "
+            f"of {window} samples"
+        )
+    for name in ("artifact_path", "golden_path", "card_path"):
+        target = getattr(entry, name)
+        if target is not None and (PurePosixPath(target).is_absolute() or ".." in PurePosixPath(target).parts):
+            raise RegistryError(f"{path}: at {pointer}/{name}: {target!r} leads outside the registry's folder")
+    return entry
+
+
+def _check_together(entries: tuple[RegistryEntry, ...], path: Path) -> None:
+    seen: set[tuple[str, str]] = set()
+    active: dict[str, str] = {}
+    for entry in entries:
+        key = (entry.appliance_id, entry.model_version)
+        if key in seen:
+            raise RegistryError(f"{path}: appliance {key[0]!r} has version {key[1]!r} twice")
+        seen.add(key)
+        if entry.is_active:
+            if entry.appliance_id in active:
+                raise RegistryError(
+                    f"{path}: appliance {entry.appliance_id!r} has two active versions, "
+                    f"{active[entry.appliance_id]} and {entry.model_version}"
+                )
+            active[entry.appliance_id] = entry.model_version

@@ -1,0 +1,82 @@
+"""A registry as it was before golden outputs and units existed: CNNTransformer, window 1000, random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from models.architectures import build
+
+LEGACY_PARAMS = {"input_channels": 1, "d_model": 64, "n_heads": 4, "n_layers": 2}
+
+
+@dataclass
+class RegistryFolder:
+    """A registry.json in `root` and the weights it names; `entry` may be edited, then `write` again."""
+
+    root: Path
+    entry: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.root / "registry.json"
+
+    @property
+    def artifact(self) -> Path:
+        return self.root / self.entry["artifact_path"]
+
+    def write(self) -> Path:
+        self.path.write_text(json.dumps({"models": [self.entry]}), encoding="utf-8")
+        return self.path
+
+    def rehash(self) -> None:
+        """The registry agrees with whatever the file now holds, so that the next check is the one that must refuse."""
+        self.entry["artifact_sha256"] = hashlib.sha256(self.artifact.read_bytes()).hexdigest()
+        self.write()
+
+
+@pytest.fixture
+def legacy(tmp_path: Path) -> RegistryFolder:
+    torch.manual_seed(7)
+    network = build("CNNTransformer", LEGACY_PARAMS, 1000)
+    relative = "artifacts/kettle-cnnt/0.1.0/model.safetensors"
+    (tmp_path / relative).parent.mkdir(parents=True)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / relative)
+    folder = RegistryFolder(
+        root=tmp_path,
+        entry={
+            "model_id": "kettle-cnnt",
+            "model_version": "0.1.0",
+            "appliance_id": "kettle",
+            "architecture": "CNNTransformer",
+            "architecture_params": dict(LEGACY_PARAMS),
+            "artifact_path": relative,
+            "artifact_sha256": "",
+            "input_window_size": 1000,
+            "preprocessing": {"type": "standard", "mean": 522.0, "std": 814.0},
+            "is_active": True,
+        },
+    )
+    folder.rehash()
+    return folder
+
+
+@pytest.fixture
+def edited_weights(legacy: RegistryFolder) -> Callable[[Callable[[dict[str, torch.Tensor]], None]], None]:
+    """Changes the stored weights and rehashes them."""
+
+    def edit(change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        weights = safetensors.torch.load_file(legacy.artifact)
+        change(weights)
+        safetensors.torch.save_file(weights, legacy.artifact)
+        legacy.rehash()
+
+    return edit
