@@ -1,8 +1,8 @@
-"""Ties a program's life to its parent's, then becomes that program: `python -m serve_app.cli.fate PPID CMD...`.
+"""Ties a program's life to its parent's, then becomes that program.
 
-`nilm run` starts Ray through it, so that Ray ends even when `nilm run` is killed with SIGKILL and cannot clean
-up. Doing this here rather than in `subprocess`'s `preexec_fn` keeps Python code out of the moment between fork
-and exec, where a second thread may hold a lock.
+Usage: `python -m serve_app.cli.fate PARENT_PID COMMAND...`. `nilm run` starts Ray through it, so that Ray ends
+even when `nilm run` is killed with SIGKILL and cannot clean up. Doing this here rather than in `subprocess`'s
+`preexec_fn` keeps Python code out of the moment between fork and exec, where a second thread may hold a lock.
 """
 
 from __future__ import annotations

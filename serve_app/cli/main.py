@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from serve_app.cli.demo import demo
+from serve_app.cli.run import run
+from serve_app.cli.token import token
+
 app = typer.Typer(
     name="nilm",
     help="nilm-serve: appliance power from mains power, stored before it is acknowledged.",
@@ -11,6 +15,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
+
+app.command()(demo)
+app.command()(run)
+app.command()(token)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `nilm COMMAND` spelled out whatever the number of commands."""
+
 
 if __name__ == "__main__":
     app()

@@ -22,9 +22,7 @@ def token(
     minutes: Annotated[int, typer.Option(min=1, max=7 * 24 * 60, help="How long it is valid.")] = 60,
     buildings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--buildings", "-b", help="Buildings the token grants; repeat it or separate by commas."
-        ),
+        typer.Option("--buildings", "-b", help="Buildings the token grants; repeat it or separate by commas."),
     ] = None,
     data_dir: Annotated[
         Path, typer.Option(envvar="NILM_DATA_DIR", help="Data directory of the service to call.")

@@ -1,0 +1,288 @@
+"""`nilm run`: one command from a checkout to a service that answers, and back to nothing.
+
+Owns the order of things: check, start Ray, deploy, wait until ready, announce, watch, drain, stop. How each is
+done lives beside it: `preflight`, `cluster`, `serve_api`, `first_request`, `progress`.
+Exit codes: 0 stopped on request; 1 the service could not start or died; 2 refused before anything was started;
+130 stopped by a second Ctrl-C without draining.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+
+from serve_app.access.development import (
+    SECRET_VARIABLE,
+    ensure_development_secret,
+    mint_development_token,
+    token_issuer,
+    write_private_file,
+)
+from serve_app.cli.cluster import RayCluster
+from serve_app.cli.first_request import DEMO_BUILDING, write_first_request
+from serve_app.cli.preflight import (
+    ALL_INTERFACES,
+    LOOPBACK,
+    PreflightRefused,
+    ServeConfig,
+    check_port_free,
+    load_serve_config,
+    lock_data_directory,
+)
+from serve_app.cli.processes import OwnedProcesses
+from serve_app.cli.progress import StartProgress
+from serve_app.cli.serve_api import RUNNING, ServeApi, ServeApiError
+from serve_app.settings import SettingsError, load_settings
+
+POLL_S = 0.3
+TOKEN_MINUTES = 8 * 60
+"""A working day: the printed curl line should not expire between two cups of tea."""
+DRAIN_TIMEOUT_S = 45.0
+"""Serve gives its controller 30 s to stop every replica; a little longer, so that its verdict is heard."""
+SHELL_FILE_NAME = "serve-env.sh"
+
+
+class StartFailed(Exception):
+    """The service cannot become ready; the message says why in one sentence."""
+
+
+class StopRequested(Exception):
+    """SIGINT or SIGTERM arrived. Raised by the signal handler, so that it ends any wait at once."""
+
+
+def run(
+    config: Annotated[Path, typer.Option(help="The Serve configuration to run.")] = Path("serve_config.yaml"),
+    port: Annotated[
+        int | None, typer.Option(envvar="PORT", help="HTTP port. Default: the configuration's, else 8000.")
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            envvar="NILM_HOST",
+            help="Address to listen on. Default: 127.0.0.1 in development, 0.0.0.0 in production.",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path, typer.Option(envvar="NILM_DATA_DIR", help="Everything the service keeps; survives restarts.")
+    ] = Path(".nilm"),
+    num_cpus: Annotated[
+        int | None, typer.Option(min=1, help="Logical CPUs of the cluster. Default: what the machine has.")
+    ] = None,
+    start_timeout: Annotated[float, typer.Option(min=10, help="Seconds to become ready before giving up.")] = 300.0,
+) -> None:
+    """Start the service on this machine and keep it running until Ctrl-C."""
+    console = Console(highlight=False)
+    data_dir = data_dir.absolute()
+    production = os.environ.setdefault("ENV", "development") == "production"
+    listen_on = host or (ALL_INTERFACES if production else LOOPBACK)
+    try:
+        with stop_on_signals():
+            serve_config = load_serve_config(config, port, listen_on)
+            lock = lock_data_directory(data_dir)
+            _check_settings(data_dir, production)
+            _clear_leftovers(console, data_dir)
+            check_port_free(serve_config.port, listen_on)
+            code = _serve(console, serve_config, data_dir, num_cpus, start_timeout, production)
+            lock.close()
+    except (PreflightRefused, SettingsError) as refusal:
+        print(refusal, file=sys.stderr)
+        raise typer.Exit(2) from None
+    except StopRequested:
+        code = 0
+    raise typer.Exit(code)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """While inside, SIGINT and SIGTERM raise StopRequested in the main thread, however often they come."""
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        raise StopRequested
+
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _check_settings(data_dir: Path, production: bool) -> None:
+    """Settle the environment that the replicas will read, and let the service's own rules judge it."""
+    os.environ["NILM_DATA_DIR"] = str(data_dir)
+    if not production:
+        os.environ[SECRET_VARIABLE] = ensure_development_secret(data_dir)
+    load_settings()
+
+
+def _clear_leftovers(console: Console, data_dir: Path) -> None:
+    """End what an earlier run of this data directory left behind; we hold its lock, so it is nobody's."""
+    if ended := OwnedProcesses(data_dir).end(grace_s=5.0):
+        console.print(f"An earlier run was killed before it could clean up: ended its {len(ended)} processes.")
+
+
+def _serve(
+    console: Console,
+    config: ServeConfig,
+    data_dir: Path,
+    num_cpus: int | None,
+    start_timeout: float,
+    production: bool,
+) -> int:
+    started = time.monotonic()
+    cluster: RayCluster | None = None
+    api: ServeApi | None = None
+    try:
+        cluster = RayCluster.start(os.environ, data_dir, config.path.resolve().parent, num_cpus)
+        api = ServeApi(cluster.dashboard_url, cluster.token_path.read_text().strip())
+        with StartProgress(console) as progress:
+            _become_ready(cluster, api, config, progress, started + start_timeout)
+        _announce(console, config, cluster, production, time.monotonic() - started)
+        while (failure := cluster.failure()) is None:
+            time.sleep(POLL_S)
+        raise StartFailed(failure)  # noqa: TRY301 - the same ending as a failed start: logs kept, exit 1
+    except StopRequested:
+        return _stop_gracefully(console, cluster, api)
+    except (StartFailed, ServeApiError) as failure:
+        return _stop_after_failure(console, cluster, str(failure))
+    finally:
+        # Whatever happened, also an error of ours: nothing of this run survives it.
+        with _deaf():
+            OwnedProcesses(data_dir, {cluster.process.pid} if cluster else set()).end(grace_s=0.0)
+        if api is not None:
+            api.close()
+
+
+def _become_ready(
+    cluster: RayCluster, api: ServeApi, config: ServeConfig, progress: StartProgress, give_up: float
+) -> None:
+    def check(waiting_for: str) -> None:
+        if (failure := cluster.failure()) is not None:
+            raise StartFailed(failure)
+        if time.monotonic() > give_up:
+            raise StartFailed(f"Not ready in time: {waiting_for}")
+        time.sleep(POLL_S)
+
+    progress.step("Ray", "starting")
+    while not api.is_up():
+        check("Ray's dashboard does not answer.")
+    progress.step("Ray", "running", done=True)
+    progress.step("Serve", "deploying")
+    api.deploy(config.document)
+    progress.step("Serve", "running", done=True)
+    while True:
+        applications = api.applications() or ()
+        for application in applications:
+            for deployment in application.deployments:
+                done = deployment.status == "HEALTHY"
+                progress.step(deployment.name, f"{deployment.status.lower()} {deployment.reason}", done=done)
+            if application.failure is not None:
+                raise StartFailed(f"The {application.failure}")
+        if applications and all(application.status == RUNNING for application in applications):
+            break
+        check("; ".join(f"{a.name} is {a.status} {a.reason}".strip() for a in applications) or "no status")
+    while (reason := _not_ready(config)) is not None:
+        progress.step("GET /ready", reason)
+        check(f"GET {config.local_url}/ready says {reason}")
+    progress.step("GET /ready", "200", done=True)
+
+
+def _not_ready(config: ServeConfig) -> str | None:
+    """None when the service says it is ready, else what it says instead, on one line."""
+    try:
+        reply = httpx.get(f"{config.local_url}/ready", timeout=5.0, trust_env=False)
+    except httpx.TransportError as error:
+        return f"no answer ({type(error).__name__})"
+    return None if reply.status_code == httpx.codes.OK else f"{reply.status_code} {reply.text[:200]}".strip()
+
+
+def _announce(console: Console, config: ServeConfig, cluster: RayCluster, production: bool, seconds: float) -> None:
+    shell_file = cluster.data_dir / SHELL_FILE_NAME
+    write_private_file(
+        shell_file,
+        f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(cluster.token_path))}\n"
+        f"export RAY_DASHBOARD_ADDRESS={cluster.dashboard_url}",
+    )
+    bin_dir = Path(sys.executable).parent
+    serve_command = shlex.quote(str(bin_dir / "serve"))
+    lines = [
+        f"Ready after {seconds:.0f} s. Ctrl-C drains and stops; data stays in {cluster.data_dir}",
+        "",
+        f"  Service      {config.local_url}",
+        f"  Dashboard    {cluster.dashboard_url}  (its token: cat {shlex.quote(str(cluster.token_path))})",
+        f"  Status       . {shlex.quote(str(shell_file))} && {serve_command} status",
+        f"  New models   edit {config.path}, then: . {shlex.quote(str(shell_file))} && "
+        f"{serve_command} deploy {shlex.quote(str(config.path.absolute()))}",
+    ]
+    if not production:
+        token = mint_development_token(
+            os.environ[SECRET_VARIABLE],
+            "demo-user",
+            TOKEN_MINUTES,
+            token_issuer(os.environ.get("SUPABASE_URL")),
+            [DEMO_BUILDING],
+        )
+        lines += [f"  Token        {token}", ""]
+        request = write_first_request(cluster.data_dir, config.local_url, token)
+        lines += ["First request (a kettle boils):", request] if request else ["No kettle model serves."]
+    for line in lines:
+        # Never wrapped: a line that a person pastes must arrive whole.
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _stop_gracefully(console: Console, cluster: RayCluster | None, api: ServeApi | None) -> int:
+    if cluster is None or api is None:
+        return 0
+    started = time.monotonic()
+    try:
+        console.print("Stopping: requests in flight are finished first. Ctrl-C again stops at once.")
+        if not api.shutdown(DRAIN_TIMEOUT_S) and cluster.failure() is None and api.is_up():
+            console.print("Serve did not finish draining in time; stopping it anyway.")
+        cluster.stop()
+    except StopRequested:
+        _stop_now(console, cluster)
+        return 130
+    console.print(f"Stopped in {time.monotonic() - started:.0f} s; nothing is left running.")
+    return 0
+
+
+def _stop_after_failure(console: Console, cluster: RayCluster | None, reason: str) -> int:
+    print(reason, file=sys.stderr)
+    if cluster is None:
+        return 1
+    try:
+        print(f"Ray's logs: {cluster.keep_logs()}", file=sys.stderr)
+        cluster.stop()
+    except StopRequested:
+        _stop_now(console, cluster)
+    console.print("Everything that was started is stopped.")
+    return 1
+
+
+def _stop_now(console: Console, cluster: RayCluster) -> None:
+    with _deaf():
+        console.print("Stopping at once.")
+        cluster.stop(grace_s=0.0)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """No signal interrupts the last clean-up; it takes a moment and is bounded."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
