@@ -1,10 +1,11 @@
 """Group commit: everything that waits becomes one commit, and a commit starts as soon as the last one ended.
 
-No timer: a lone request is written at once, and the time one commit takes is what lets the next one fill. Owns the
-bounded queue, deadlines, the circuit breaker and the one writer thread. Knows neither Ray nor any particular store.
+No timer: a lone request is written at once, and the time one commit takes is what lets the next one fill.
+Owns the bounded queue, deadlines, the circuit breaker and the one writer thread. Knows neither Ray nor any
+particular store.
 
-A record set is taken -> sent -> known. Until it is sent it can still be dropped (deadline); once sent, its fate is
-the store's, whether or not the caller still listens.
+A record set is taken -> sent -> known. Until it is sent it can still be dropped (deadline); once sent, its
+fate is the store's, whether or not the caller still listens.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from deployments.stores.base import PredictionStore, StoreUnavailable
 logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 1024
-"""Record sets that may wait. At 500 a second and a commit of 20 ms ten wait; a thousand means the store is in trouble."""
+"""Record sets that may wait. At 500 a second and 20 ms a commit ten wait; a thousand means a store in trouble."""
 
 LONGEST_WAIT_S = 60.0
 """No caller waits longer, whatever deadline it brought."""
@@ -41,7 +42,7 @@ PING_TTL_S = 1.0
 PING_TIMEOUT_S = 1.0
 FIRST_PROBE_S = 0.25
 LONGEST_PROBE_S = 4.0
-"""The breaker's probes start soon (most outages are a restart) and become rare (a long outage needs no hammering)."""
+"""The breaker's probes start soon (most outages are a restart) and become rare (no hammering in a long one)."""
 
 
 class CommitObserver(Protocol):
@@ -67,9 +68,7 @@ class _Waiting:
 class GroupCommit:
     """Makes record sets durable through one store. Use from one event loop; `close()` it at the end."""
 
-    def __init__(
-        self, store: PredictionStore, observer: CommitObserver, *, queue_limit: int = QUEUE_LIMIT
-    ) -> None:
+    def __init__(self, store: PredictionStore, observer: CommitObserver, *, queue_limit: int = QUEUE_LIMIT) -> None:
         self._store = store
         self._observer = observer
         self._queue_limit = queue_limit
@@ -90,21 +89,16 @@ class GroupCommit:
         self._largest_commit = 0
 
     async def persist(self, record_set: RecordSet) -> PersistResult:
-        """The answer for one record set, at its deadline at the latest. Never raises for a store's failure."""
+        """The answer for one record set, by its deadline. A failing store is an answer, not an exception."""
         result = await self._persist(record_set)
         self._observer.answered(result)
         return result
 
     async def _persist(self, record_set: RecordSet) -> PersistResult:
         remaining_s = record_set.deadline_s - time.time()
-        if not remaining_s > 0:  # also refuses NaN
-            return NotPersisted(PersistFailure.DEADLINE, "the deadline had passed; not written")
-        if self._closing:
-            return NotPersisted(PersistFailure.UNAVAILABLE, "the store is being closed")
-        if self._breaker.outage is not None:
-            return _unavailable(self._breaker.outage)
-        if len(self._queue) >= self._queue_limit:
-            return NotPersisted(PersistFailure.QUEUE_FULL, f"{self._queue_limit} record sets are waiting")
+        refused = self._refused_at_once(remaining_s)
+        if refused is not None:
+            return refused
         loop = asyncio.get_running_loop()
         waiting = _Waiting(record_set, loop.create_future(), time.monotonic())
         self._queue.append(waiting)
@@ -116,11 +110,20 @@ class GroupCommit:
         if waiting.answer.done():
             return waiting.answer.result()
         if waiting.sent:
-            return NotPersisted(
-                PersistFailure.DEADLINE, "the deadline passed during the commit; it may be stored"
-            )
+            return NotPersisted(PersistFailure.DEADLINE, "the deadline passed during the commit; it may be stored")
         self._queue.remove(waiting)
         return NotPersisted(PersistFailure.DEADLINE, "the deadline passed in the queue; not written")
+
+    def _refused_at_once(self, remaining_s: float) -> NotPersisted | None:
+        if not remaining_s > 0:  # also refuses NaN
+            return NotPersisted(PersistFailure.DEADLINE, "the deadline had passed; not written")
+        if self._closing:
+            return NotPersisted(PersistFailure.UNAVAILABLE, "the store is being closed")
+        if self._breaker.outage is not None:
+            return _unavailable(self._breaker.outage)
+        if len(self._queue) >= self._queue_limit:
+            return NotPersisted(PersistFailure.QUEUE_FULL, f"{self._queue_limit} record sets are waiting")
+        return None
 
     async def _commit_all(self) -> None:
         while batch := self._take():
@@ -146,9 +149,7 @@ class GroupCommit:
         started_at = time.monotonic()
         record_sets = [waiting.record_set for waiting in batch]
         try:
-            outcomes = await asyncio.get_running_loop().run_in_executor(
-                self._writer, self._store.write, record_sets
-            )
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._writer, self._store.write, record_sets)
             answers = _answers(batch, outcomes)
         except StoreUnavailable as failure:
             outage: StoreUnavailable | None = failure
@@ -217,7 +218,7 @@ class GroupCommit:
         return failure
 
     async def status(self) -> StoreStatus:
-        """Figures, and whether the store is usable: known for at most a second, or asked for at most a second."""
+        """Figures, and whether the store is usable: known for a second at most, or asked for a second at most."""
         failure = self._breaker.outage
         if failure is None and time.monotonic() - self._pinged_at <= PING_TTL_S:
             failure = self._ping_failure
@@ -266,7 +267,7 @@ class _Breaker:
         self._failures = 0
 
     def next_probe_s(self) -> float:
-        ceiling = min(FIRST_PROBE_S * 2 ** min(self._failures - 1, 10), LONGEST_PROBE_S)
+        ceiling = min(FIRST_PROBE_S * 2.0 ** min(self._failures - 1, 10), LONGEST_PROBE_S)
         return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 
@@ -276,9 +277,7 @@ def _answers(batch: list[_Waiting], outcomes: Sequence[NotPersisted | None]) -> 
     now = time.monotonic()
     durable = sum(outcome is None for outcome in outcomes)
     return [
-        Persisted(commit_size=durable, persist_ms=(now - waiting.taken_at) * 1000)
-        if outcome is None
-        else outcome
+        Persisted(commit_size=durable, persist_ms=(now - waiting.taken_at) * 1000) if outcome is None else outcome
         for waiting, outcome in zip(batch, outcomes, strict=True)
     ]
 

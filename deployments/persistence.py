@@ -1,7 +1,8 @@
 """The Persistence deployment: the one place where predictions become durable.
 
-Bind it in the composition root with `Persistence.bind(store_config)`. With SQLite it runs as exactly one replica, old
-one stopped before the new one starts, because the file has one owner; with InfluxDB any number may run.
+Bind it in the composition root with `Persistence.bind(store_config)`. With SQLite it runs as exactly one
+replica, the old one stopped before the new one starts, because the file has one owner; with InfluxDB any number
+may run.
 
 Metrics (Ray adds `deployment`, `replica` and `application`, and `_total` to counters):
   nilm_store_commits_total{outcome="ok|failed"}
@@ -23,8 +24,10 @@ from deployments.stores import StoreConfig, open_store
 
 
 class PersistenceReplica:
-    """Writes record sets in group commits. There is no `check_health`: the store is a shared dependency, and a
-    health check that looked at it would have every replica killed in an outage no restart can mend.
+    """Writes record sets in group commits.
+
+    There is no `check_health`: the store is a shared dependency, and a health check that looked at it would have
+    every replica killed in an outage no restart can mend.
     """
 
     def __init__(self, store_config: StoreConfig) -> None:
@@ -40,7 +43,7 @@ class PersistenceReplica:
         return await self._commits.persist(record_set)
 
     async def persist_many(self, record_sets: Sequence[RecordSet]) -> list[PersistResult]:
-        """`persist` for everything one caller has waiting, in its order: one handle call, and usually one commit."""
+        """`persist` for everything one caller has waiting, in its order: one handle call, usually one commit."""
         return await asyncio.gather(*(self._commits.persist(record_set) for record_set in record_sets))
 
     async def status(self) -> StoreStatus:
@@ -63,9 +66,7 @@ class _Metrics:
 
     def __init__(self) -> None:
         self._commits = metrics.Counter("nilm_store_commits", "Commits that ended.", ("outcome",))
-        self._record_sets = metrics.Counter(
-            "nilm_store_record_sets", "Record sets that were answered.", ("result",)
-        )
+        self._record_sets = metrics.Counter("nilm_store_record_sets", "Record sets that were answered.", ("result",))
         self._seconds = metrics.Histogram(
             "nilm_store_commit_seconds",
             "Time of one commit.",

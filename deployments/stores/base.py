@@ -1,4 +1,7 @@
-"""The protocol every store keeps. Blocking on purpose: the Persistence deployment runs it on one writer thread."""
+"""The protocol every store keeps. Blocking on purpose: it runs on threads of the Persistence deployment.
+
+`write` is called from one thread at a time; `ping` may be called from another one meanwhile.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What every store refuses before it is asked to write, so that SQLite and InfluxDB hold exactly the same rows.
+"""What every store refuses before it writes, so that SQLite and InfluxDB hold exactly the same rows.
 
-A record set that fails here fails alone; its neighbours in the commit are unaffected. The rules are those of the
-stricter store, InfluxDB: its client drops NaN fields silently, an empty tag puts the point into another series, and
-line protocol has no way to write a newline or a trailing backslash in a tag.
+A record set that fails here fails alone; its neighbours in the commit are unaffected. The rules are those of
+the stricter store, InfluxDB: its client drops NaN fields silently, an empty tag puts the point into another
+series, and line protocol has no way to write a newline or a trailing backslash in a tag.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numbers import Real
 from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
 
 TEXT_LIMIT = 512
-"""Longest string of a point. The API's own limits are shorter; this one keeps a series key far below 64 KiB."""
+"""Longest string of a point, far above the API's own limits; it keeps a series key below InfluxDB's 64 KiB."""
 
 TIME_NS_MIN = -(2**63) + 2
 TIME_NS_MAX = 2**63 - 2

@@ -1,4 +1,4 @@
-"""Which store, and how to open it. `StoreConfig` crosses to the Persistence replica; the open store never leaves it."""
+"""Which store, and how to open it. `StoreConfig` travels to the Persistence replica; the open store stays there."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ class StoreConfig:
 
 
 def open_store(config: StoreConfig) -> PredictionStore:
-    """Open the configured store. SQLite raises StoreUnavailable here; InfluxDB is not contacted before its first use."""
+    """Open the configured store.
+
+    SQLite raises StoreUnavailable when its file cannot be used; InfluxDB is not contacted before its first use.
+    """
     if config.sqlite_path is not None:
         from deployments.stores.sqlite import SqliteStore  # noqa: PLC0415 - only the chosen store is imported
 

@@ -28,8 +28,8 @@ SCHEMA_VERSION = 1
 """`PRAGMA user_version` of a file this code writes."""
 
 WAL_LIMIT_BYTES = 16 * 1024 * 1024
-"""Beyond this the writer waits for readers to leave and truncates the WAL. SQLite's own checkpoints start at 4 MB
-but never wait, so overlapping readers alone could let the WAL grow for ever."""
+"""Beyond this the writer waits for readers to leave and truncates the WAL. SQLite's own checkpoints start at
+4 MB but never wait, so overlapping readers alone could let the WAL grow for ever."""
 
 CHECKPOINT_WAIT_MS = 250
 BUSY_TIMEOUT_MS = 1000
@@ -59,9 +59,9 @@ CREATE TABLE prediction (
 _UPSERT = """
 INSERT INTO prediction VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET
-  predicted_kw = excluded.predicted_kw, confidence = excluded.confidence, aggregate_kw = excluded.aggregate_kw,
-  request_id = excluded.request_id, user_id = excluded.user_id, artifact_sha256 = excluded.artifact_sha256,
-  latency_ms = excluded.latency_ms
+  predicted_kw = excluded.predicted_kw, confidence = excluded.confidence,
+  aggregate_kw = excluded.aggregate_kw, latency_ms = excluded.latency_ms,
+  request_id = excluded.request_id, user_id = excluded.user_id, artifact_sha256 = excluded.artifact_sha256
 """
 
 _BAD_RECORD = (
@@ -114,24 +114,7 @@ class SqliteStore:
             self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
         )
         try:
-            # The schema is looked at before anything is changed: a foreign file stays as it was.
-            found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if found > SCHEMA_VERSION:
-                raise StoreUnavailable(
-                    f"{self._path} has schema {found}, this build knows {SCHEMA_VERSION}: run the newer build"
-                )
-            if found == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                raise StoreUnavailable(f"{self._path} is a database of another program")
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            if mode != "wal":
-                raise StoreUnavailable(f"{self._path}: the file system does not support WAL (got {mode!r})")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
-            if found == 0:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(_SCHEMA)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                connection.execute("COMMIT")
+            _prepare(connection, self._path)
         except BaseException:
             connection.close()
             raise
@@ -174,7 +157,7 @@ class SqliteStore:
         now = time.monotonic()
         try:
             too_long = self._path.with_name(self._path.name + "-wal").stat().st_size > WAL_LIMIT_BYTES
-            # Once a second: while a reader holds on, waiting at every commit would only slow the writers down.
+            # Once a second: while a reader holds on, waiting at every commit would only slow writes down.
             if not too_long or now - self._last_truncate_s < 1.0:
                 return
             self._last_truncate_s = now
@@ -191,9 +174,7 @@ class SqliteStore:
     def ping(self) -> None:
         """See `PredictionStore.ping`: takes the write lock and gives it back, and looks at the free space."""
         if not self._lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
-            raise StoreUnavailable(
-                f"{self._path}: a write has been running for more than {BUSY_TIMEOUT_MS} ms"
-            )
+            raise StoreUnavailable(f"{self._path}: a write has been running for more than {BUSY_TIMEOUT_MS} ms")
         try:
             with _explained(self._path):
                 self._check_file()
@@ -211,9 +192,7 @@ class SqliteStore:
             self._ownership.release()
 
 
-def read_rows(
-    path: Path, sql: str, parameters: Sequence[Any] = (), *, max_s: float = 5.0
-) -> list[tuple[Any, ...]]:
+def read_rows(path: Path, sql: str, parameters: Sequence[Any] = (), *, max_s: float = 5.0) -> list[tuple[Any, ...]]:
     """Rows of one query on a read-only connection of its own, whose snapshot ends with the call.
 
     A query that runs longer than `max_s` seconds is interrupted, so that no reader holds the WAL back.
@@ -229,6 +208,25 @@ def read_rows(
         connection.execute("PRAGMA query_only = ON")
         connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
         return connection.execute(sql, parameters).fetchall()
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Check that the file is ours, then set it up. A foreign file stays as it was."""
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found > SCHEMA_VERSION:
+        raise StoreUnavailable(f"{path} has schema {found}, this build knows {SCHEMA_VERSION}: run the newer build")
+    if found == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        raise StoreUnavailable(f"{path} is a database of another program")
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreUnavailable(f"{path}: the file system does not support WAL (got {mode!r})")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+    if found == 0:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(_SCHEMA)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
 
 
 def _insert(connection: sqlite3.Connection, record_set: RecordSet) -> NotPersisted | None:
