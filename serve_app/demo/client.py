@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import httpx
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serve_app.demo.errors import Refused, ServiceError, UnexpectedReply, Unreachable, WindowFailed
@@ -38,9 +39,10 @@ class _Loose(BaseModel):
 
 
 class ModelEntry(_Loose):
-    """One served appliance in `GET /models`."""
+    """One registered model version in `GET /models`; only the serving ones answer."""
 
     appliance_id: str
+    serving: bool = True
     input_window_size: int | None = None
     output_sample_index: int | None = None
     sample_period_s: int | None = None
@@ -77,7 +79,7 @@ class Disaggregation(_Loose):
 
 @dataclass(frozen=True)
 class Contract:
-    """The window the service asks for: `window_size` samples of `sample_period_s`, answered for `output_index`."""
+    """The window of the service: `window_size` samples of `sample_period_s`, answered for `output_index`."""
 
     window_size: int
     sample_period_s: int
@@ -133,10 +135,11 @@ class ServiceClient:
             ServiceError: unreachable, refused, or no appliance is served.
         """
         reply = _parse(await self._send("GET", "/models"), _ModelsReply)
-        appliances = tuple(dict.fromkeys(entry.appliance_id for entry in reply.models))
+        serving = [entry for entry in reply.models if entry.serving]
+        appliances = tuple(dict.fromkeys(entry.appliance_id for entry in serving))
         if not appliances:
-            raise UnexpectedReply(f"The service at {self._url} serves no appliance model.")
-        entry = reply.disaggregate or _agreed(reply.models)
+            raise Unreachable(f"The service at {self._url} has no model ready: wait for /ready, or look at /models.")
+        entry = reply.disaggregate or _agreed(serving)
         index = entry.output_sample_index if entry.output_sample_index is not None else entry.input_window_size - 1
         if entry.input_window_size < 1 or entry.sample_period_s < 1 or not 0 <= index < entry.input_window_size:
             raise UnexpectedReply("GET /models describes a window that cannot be cut.")
@@ -151,7 +154,7 @@ class ServiceClient:
         """
         body = {
             "building_id": building_id,
-            "window": [round(float(power), 6) for power in window.window_kw],  # to the milliwatt
+            "window": np.round(window.window_kw, 6).tolist(),  # to the milliwatt
             "timestamp": window.last_sample_at.isoformat(),
         }
         reply = _parse(await self._send("POST", "/disaggregate", body), Disaggregation)
@@ -172,7 +175,7 @@ class ServiceClient:
                     raise Unreachable(_unreachable(self._url, error)) from error
                 await asyncio.sleep(0.5 * 2 ** (reconnects - 1))
                 continue
-            if response.status_code not in {429, 503}:
+            if response.status_code not in {429, 503} and not _retryable(response):
                 return self._accepted(response, path)
             reason = f"{response.status_code}, {_detail(response)}"
             self._hold_back(_retry_after_s(response), reason)
@@ -181,8 +184,8 @@ class ServiceClient:
         raise WindowFailed(f"no answer after {_ATTEMPTS} attempts ({reason})")
 
     async def _pause(self) -> None:
-        while (remaining_s := self._resume_at - time.monotonic()) > 0:
-            await asyncio.sleep(remaining_s)
+        while self._resume_at > time.monotonic():  # noqa: ASYNC110 - the wait may grow meanwhile
+            await asyncio.sleep(self._resume_at - time.monotonic())
 
     def _hold_back(self, seconds: float, reason: str) -> None:
         resume_at = time.monotonic() + seconds
@@ -246,15 +249,23 @@ def _retry_after_s(response: httpx.Response) -> float:
     return min(max(seconds, 0.1), _LONGEST_WAIT_S)
 
 
-def _detail(response: httpx.Response) -> str:
-    """The problem document in a few words."""
+def _retryable(response: httpx.Response) -> bool:
+    """Whether a server error says of itself that trying again may help."""
+    return response.is_server_error and _problem(response).get("retryable") is True
+
+
+def _problem(response: httpx.Response) -> dict[str, object]:
     try:
         problem = response.json()
     except ValueError:
-        return response.reason_phrase or "no detail"
-    if not isinstance(problem, dict):
-        return response.reason_phrase or "no detail"
-    text = str(problem.get("detail") or problem.get("title") or response.reason_phrase)
+        return {}
+    return problem if isinstance(problem, dict) else {}
+
+
+def _detail(response: httpx.Response) -> str:
+    """The problem document in a few words."""
+    problem = _problem(response)
+    text = str(problem.get("detail") or problem.get("title") or response.reason_phrase or "no detail")
     errors = problem.get("errors")
     if isinstance(errors, list) and errors and isinstance(errors[0], dict) and errors[0].get("detail"):
         text += f" {errors[0].get('pointer', '')} {errors[0]['detail']}"
@@ -264,4 +275,6 @@ def _detail(response: httpx.Response) -> str:
 def _unreachable(url: str, error: httpx.TransportError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"The service at {url} does not answer in time."
+    if not isinstance(error, httpx.ConnectError):
+        return f"The service at {url} breaks off the connection ({type(error).__name__})."
     return f"No service answers at {url}: start it with `nilm run`, or name it with --url."

@@ -25,17 +25,17 @@ class ServiceError(DemoError):
     """The service cannot be used."""
 
 
-class Unreachable(ServiceError):  # noqa: N818 - reads as the sentence it becomes
+class Unreachable(ServiceError):
     """Nothing answers at the service's address."""
 
 
-class Refused(ServiceError):  # noqa: N818
+class Refused(ServiceError):
     """The service turned the request down for good."""
 
 
-class UnexpectedReply(ServiceError):  # noqa: N818
+class UnexpectedReply(ServiceError):
     """The service answered something that does not follow its contract."""
 
 
-class WindowFailed(Exception):  # noqa: N818
+class WindowFailed(Exception):
     """One window was not acknowledged; the next one may be."""

@@ -15,8 +15,20 @@ from serve_app.demo.recording import FloatArray, Recording
 SAMPLE_PERIOD_S = 60
 _DAY = 24 * 60  # samples a day
 
-# (minutes, watts) phases. Heating phases are near the rated power of the element, circulation and drum are not.
-_DISHWASHER = ((4, 25), (6, 85), (17, 2050), (22, 80), (3, 25), (8, 75), (3, 25), (14, 2020), (9, 70), (3, 25), (20, 8))
+# (minutes, watts) phases: the heating element draws its rated power, pump and drum draw little.
+_DISHWASHER = (
+    (4, 25),
+    (6, 85),
+    (17, 2050),
+    (22, 80),
+    (3, 25),
+    (8, 75),
+    (3, 25),
+    (14, 2020),
+    (9, 70),
+    (3, 25),
+    (20, 8),
+)
 _WASHING_HEAT = ((4, 35), (3, 160), (15, 2080), (6, 140))
 _WASHING_SPIN_W = (260, 180, 320, 220, 430, 520, 480, 190)
 
@@ -53,7 +65,7 @@ def synthetic_household(seed: int, start: datetime, history_samples: int, sample
 
 
 def _day_w(seed: int, day: int) -> dict[str, FloatArray]:
-    """One day's loads in W, each of shape (1440,). Day 0 runs every programme, so the first picture has them all."""
+    """One day's loads in W, each of shape (1440,); day 0 runs every programme, so a picture has them all."""
     random = np.random.default_rng([seed, day + 10_000])  # entropy must not be negative; history has days below 0
     runs_dishwasher = day == 0 or random.random() < 0.8
     runs_washing_machine = day == 0 or random.random() < 0.6
@@ -97,7 +109,15 @@ def _kettle_w(random: np.random.Generator) -> FloatArray:
     """Boils of two to four minutes around the usual hours; the first and last minute are only partly on."""
     watts = np.zeros(_DAY)
     rated_w = random.uniform(2650, 2950)
-    for hour, probability in ((6.9, 1), (8.6, 0.7), (10.8, 0.8), (13.1, 0.8), (15.9, 0.8), (18.2, 0.9), (21.1, 0.6)):
+    for hour, probability in (
+        (6.9, 1),
+        (8.6, 0.7),
+        (10.8, 0.8),
+        (13.1, 0.8),
+        (15.9, 0.8),
+        (18.2, 0.9),
+        (21.1, 0.6),
+    ):
         boils = random.random() < probability
         at = int(60 * random.normal(hour, 0.3))
         whole = int(random.integers(1, 4))

@@ -37,7 +37,7 @@ class Recording:
 
     Attributes:
         title: what the data is and where it comes from, as shown in the picture.
-        start: UTC instant of the first sample; sample `i` covers the period that begins at `start + i * period`.
+        start: UTC instant at which the first sample's period begins.
         sample_period_s: seconds between samples.
         aggregate_w: mains in W, shape (n,); NaN where missing.
         appliances_w: measured power in W by `appliance_key`, each of shape (n,); NaN where unknown.
@@ -68,7 +68,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class WindowRequest:
-    """One window to send: `window_kw` ends with the sample at `last_sample_at` and is about sample `target`."""
+    """One window to send: `window_kw` ends at `last_sample_at` and is about sample `target`."""
 
     target: int
     last_sample_at: datetime
@@ -138,8 +138,8 @@ def plan_windows(
     first = max(first, 0)
     if last < first:
         raise SourceError(
-            f"The recording runs from {recording.instant(0):%Y-%m-%d %H:%M} to "
-            f"{recording.instant(len(recording) - 1):%Y-%m-%d %H:%M} UTC and has nothing in the stretch asked for."
+            f"The recording runs from {_minute(recording, 0)} to {_minute(recording, len(recording) - 1)} UTC "
+            "and has nothing in the stretch asked for."
         )
     windows = tuple(
         _window(recording, target, output_index, ahead)
@@ -148,10 +148,14 @@ def plan_windows(
     )
     if not windows:
         raise SourceError(
-            f"No window of {window_size} samples without missing mains between {recording.instant(first):%Y-%m-%d %H:%M} "
-            f"and {recording.instant(last):%Y-%m-%d %H:%M} UTC; choose another --start."
+            f"There is no window of {window_size} samples without missing mains between "
+            f"{_minute(recording, first)} and {_minute(recording, last)} UTC: choose another --start."
         )
     return Plan(first=first, count=last - first + 1, windows=windows)
+
+
+def _minute(recording: Recording, index: int) -> str:
+    return f"{recording.instant(index):%Y-%m-%d %H:%M}"
 
 
 def _default_first(recording: Recording, earliest: int, latest: int, wanted: int) -> int:

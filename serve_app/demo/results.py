@@ -85,7 +85,7 @@ class Results:
         self.unattributed_kw[index] = self._unattributed(outcome, index)
 
     def span(self) -> slice:
-        """From the first planned sample to the last answered one; the whole plan when every window was sent."""
+        """From the first planned sample to the plan's end, or to the last answer of a run that was cut short."""
         end = self.plan.first + self.plan.count
         answered = np.flatnonzero(self.answered)
         if self.sent < len(self.plan.windows) and answered.size:
@@ -120,7 +120,7 @@ class Results:
         return float(np.sum(watts)) * self.recording.sample_period_s / 3.6e6
 
     def _unattributed(self, outcome: Outcome, index: int) -> float:
-        """The service's own figure; for a service that leaves it out, what the appliances leave of the mains."""
+        """The service's own figure, else what the appliances leave of the mains, in kW."""
         if outcome.reply is None:
             return float("nan")
         if outcome.reply.unattributed_kw is not None:

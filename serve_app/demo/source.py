@@ -37,15 +37,15 @@ def read_recording(path: Path, sample_period_s: int) -> Recording:
         raise SourceError(f"The mains column {column!r} of {path.name} has no positive value.")
     if to_w == 1.0 and not column.lower().endswith("_w") and float(np.nanmax(mains_w)) < _LOWEST_PEAK_W:
         raise SourceError(
-            f"The mains column {column!r} of {path.name} peaks at {float(np.nanmax(mains_w)):.3g}, which looks like kW: "
-            "name it aggregate_kw."
+            f"The mains column {column!r} of {path.name} peaks at {float(np.nanmax(mains_w)):.3g}, "
+            "which looks like kW: name it aggregate_kw."
         )
     time_s = _seconds(frame)
     spacing_s = float(np.median(np.diff(time_s))) if time_s.size > 1 else 0.0
     if spacing_s > sample_period_s:
         raise SourceError(
-            f"{path.name} has one sample every {spacing_s:g} s, and the service wants one every {sample_period_s} s: "
-            "a coarser recording cannot be made finer."
+            f"{path.name} has one sample every {spacing_s:g} s, but the service wants one every "
+            f"{sample_period_s} s: a coarse recording cannot be made finer."
         )
     columns = {"mains": mask_missing(mains_w, time_s)} | _measured(frame, column)
     even = _resample(frame, columns, sample_period_s)
@@ -99,8 +99,8 @@ def _by_time(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     try:
         if pd.api.types.is_numeric_dtype(raw.dtype):
             # Seconds stay under 1e11 until the year 5138, milliseconds passed it in 1973.
-            unit = "ms" if float(raw.abs().max()) > 1e11 else "s"
-            times = pd.to_datetime(raw, unit=unit, utc=True)
+            scale = 1e-3 if float(raw.abs().max()) > 1e11 else 1.0
+            times = pd.to_datetime(raw * scale, unit="s", utc=True)
         else:
             times = pd.to_datetime(raw, utc=True)
     except (ValueError, OverflowError) as error:

@@ -46,14 +46,15 @@ class Pace:
 
     @classmethod
     def parse(cls, rate: str, sample_period_s: int) -> Pace:
-        """`max`, or how many times faster than real time (`1` is live, `60` an hour a minute).
+        """`max`, `realtime`, or how many times real time (`60` is an hour a minute).
 
         Raises:
-            ValueError: neither `max` nor a positive number.
+            ValueError: none of these.
         """
-        if rate.strip().lower() == "max":
+        word = rate.strip().lower()
+        if word == "max":
             return cls()
-        factor = float(rate)
+        factor = 1.0 if word == "realtime" else float(word)
         if not 0 < factor < float("inf"):
             raise ValueError(rate)
         return cls(sample_period_s / factor)
@@ -70,22 +71,27 @@ async def stream(
     began = time.monotonic()
     pending: deque[asyncio.Task[Outcome]] = deque()
     stopped = asyncio.ensure_future(stop.wait())
+    error: BaseException | None = None
     failures = 0
     sent = 0
     try:
-        while (pending or sent < len(windows)) and not stop.is_set():
+        while (pending or sent < len(windows)) and not stop.is_set() and error is None:
             while sent < len(windows) and len(pending) < IN_FLIGHT:
                 due = began + sent * pace.interval_s
                 pending.append(asyncio.create_task(_send_at(due, client, building_id, windows[sent])))
                 sent += 1
             await asyncio.wait({pending[0], stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if pending[0].done():
-                outcome = pending.popleft().result()
-                failures = failures + 1 if outcome.reply is None else 0
+            if not pending[0].done():
+                continue
+            task = pending.popleft()
+            error = task.exception()
+            if error is None:
+                outcome = task.result()
                 yield outcome
+                failures = failures + 1 if outcome.reply is None else 0
                 if failures >= _FAILURES_IN_A_ROW:
-                    raise ServiceError(f"{failures} windows in a row failed: {outcome.failure}.")
-        if pending:
+                    error = ServiceError(f"{failures} windows in a row failed: {outcome.failure}.")
+        if pending:  # they may be stored already: count them
             await asyncio.wait(pending, timeout=GRACE_S)
         for task in pending:
             if task.done() and task.exception() is None:
@@ -95,6 +101,8 @@ async def stream(
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, stopped, return_exceptions=True)
+    if error is not None:
+        raise error
 
 
 async def _send_at(due: float, client: Disaggregates, building_id: str, window: WindowRequest) -> Outcome:
