@@ -5,8 +5,7 @@ client -> Ingress -> one ApplianceModel deployment per appliance, named by it
 Every deployment's limits stand in serve_config.yaml; here is only who talks to whom.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Serve reads the builder's annotation at run time to make AppArgs.
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,12 +39,12 @@ def build(args: AppArgs) -> Application:
     if RESERVED_NAMES & set(names):
         raise ValueError(f"args.appliances may not use {', '.join(sorted(RESERVED_NAMES))}")
     settings = load_settings()
-    model: Deployment = serve.deployment(ApplianceModel)
+    model: Deployment = serve.deployment()(ApplianceModel)
     appliances = {
         name: model.options(name=name).bind(name, registry_path=args.registry_path, device=args.device)
         for name in names
     }
     persistence = Persistence.options(name="persistence").bind(settings.store_config())
-    ingress: Deployment = serve.deployment(Ingress, name="ingress")
+    ingress: Deployment = serve.deployment(name="ingress")(Ingress)
     application: Application = ingress.bind(appliances, persistence, registry_path=args.registry_path)
     return application

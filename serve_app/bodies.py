@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from serve_app.problems import FieldError, Problem, Problems
+from serve_app.schemas import MAX_MAINS_KW
 
 MAX_REPORTED_ERRORS = 20
 """A window of text would otherwise make a reply larger than the request."""
@@ -33,9 +34,24 @@ def _problem(error: ValidationError) -> Problem:
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     if faults[0]["type"] == "json_invalid":
         return Problem(Problems.MALFORMED_JSON, faults[0]["msg"] + ".")
-    errors = [FieldError(json_pointer(f["loc"]), f["msg"]) for f in faults[:MAX_REPORTED_ERRORS]]
+    errors = [
+        FieldError(json_pointer(f["loc"]), _explain(f["type"], f["loc"], f["msg"]))
+        for f in faults[:MAX_REPORTED_ERRORS]
+    ]
     shown = f", the first {MAX_REPORTED_ERRORS} are listed" if len(faults) > MAX_REPORTED_ERRORS else ""
     return Problem(Problems.VALIDATION, f"{len(faults)} fault(s) in the body{shown}.", errors)
+
+
+def _explain(kind: str, location: Sequence[Any], message: str) -> str:
+    """pydantic's words, except where the usual mistake has a better name."""
+    if location[:1] == ("window",):
+        if kind == "less_than_equal":
+            return f"is above {MAX_MAINS_KW:g} kW; the unit is kW, not W"
+        if kind == "greater_than_equal":
+            return "is negative; mains power is the power drawn from the supply, in kW"
+    if kind == "string_pattern_mismatch":
+        return "must be 1 to 64 of A-Z a-z 0-9 _ -"
+    return message.removeprefix("Value error, ")
 
 
 def json_pointer(location: Sequence[Any]) -> str:

@@ -79,7 +79,10 @@ class RequestContextMiddleware:
                 started = True
                 status = message["status"]
                 reply = MutableHeaders(scope=message)
-                reply["X-Request-ID"] = context.request_id
+                if headers.get("x-request-id") != context.request_id:
+                    # Serve's proxy gives every request an id and appends it to the reply itself; twice the same
+                    # header would reach a browser as one value "id, id".
+                    reply["X-Request-ID"] = context.request_id
                 reply["traceparent"] = f"00-{context.trace_id}-{secrets.token_hex(8)}-01"
                 if context.stages_ms:
                     reply["Server-Timing"] = context.server_timing()
