@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
 from ray import serve
 
 from models.registry import Registry
@@ -27,6 +28,7 @@ class Ingress:
     """HTTP in front of the appliance deployments and the store. Refuses to start on unusable settings."""
 
     def __init__(self, appliances: Mapping[str, Any], persistence: Any, registry_path: str | None = None) -> None:
+        disable_created_metrics()  # a `_created` twin of every counter would double the series for nothing
         settings = load_settings()
         logger = service_logger()
         catalogue = Catalogue(appliances, persistence, logger)

@@ -1,0 +1,159 @@
+"""Starts the real service with `nilm run`, as a user would, on a free port and with a data folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from serve_app.access.development import mint_development_token
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "integration-tests-only-" + "0" * 32
+READY_TIMEOUT_S = 240.0
+
+
+@dataclass
+class Service:
+    """A running service and what a test needs to talk to it."""
+
+    url: str
+    data_dir: Path
+    config: Path
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    @property
+    def database(self) -> Path:
+        return self.data_dir / "predictions.sqlite3"
+
+    def token(self, *buildings: str) -> str:
+        return mint_development_token(SECRET, "tester", 60, "nilm-development", list(buildings) or ["*"])
+
+    def client(self, *buildings: str) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.token(*buildings)}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+
+    def rows(self, where: str = "1=1") -> list[dict[str, Any]]:
+        """Stored predictions, read by a connection of our own."""
+        with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(f"SELECT * FROM prediction WHERE {where}")]  # noqa: S608
+
+    def pids(self) -> list[int]:
+        """Every process of this run: they all carry its data folder in their environment."""
+        mark = f"NILM_DATA_DIR={self.data_dir}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and int(entry.name) != os.getpid():
+                try:
+                    environment = (entry / "environ").read_bytes().split(b"\0")
+                    zombie = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if mark in environment and not zombie:
+                    found.append(int(entry.name))
+        return found
+
+    def kill_everything(self) -> int:
+        """SIGKILL to every process at once; returns how many there were."""
+        pids = self.pids()
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return len(pids)
+
+    def ray(self, path: str, method: str = "GET", body: object = None) -> Any:
+        """Ask the Serve REST API of this run's own cluster."""
+        script = (self.data_dir / "serve-env.sh").read_text()
+        address = script.split("RAY_DASHBOARD_ADDRESS=")[1].split()[0]
+        token = (self.data_dir / "ray-token").read_text().strip()
+        reply = httpx.request(
+            method, address + path, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False
+        )
+        reply.raise_for_status()
+        return reply.json() if reply.text else None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def service_config(path: Path, **args: object) -> Path:
+    """serve_config.yaml with other `args` of the application, written to `path`."""
+    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    document["applications"][0]["args"].update(args)
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+@contextmanager
+def running_service(
+    folder: Path, config: Path | None = None, environment: Mapping[str, str] | None = None, *, wait_ready: bool = True
+) -> Iterator[Service]:
+    """Start, wait until ready, hand over, stop; a failed start shows the service's own words."""
+    port = free_port()
+    data_dir = folder / "data"
+    config = config or ROOT / "serve_config.yaml"
+    output = folder / "output.txt"
+    env = {
+        **os.environ,
+        "ENV": "development",
+        "NILM_DATA_DIR": str(data_dir),  # also marks `nilm run` itself as ours
+        "SUPABASE_JWT_SECRET": SECRET,
+        "CORS_ORIGINS": "http://app.local",
+        **(environment or {}),
+    }
+    command = [sys.executable, "-m", "serve_app.cli.main", "run", "--config", str(config), "--port", str(port)]
+    command += ["--data-dir", str(data_dir), "--num-cpus", "4"]
+    with output.open("wb") as sink:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=sink, stderr=subprocess.STDOUT)
+    service = Service(f"http://127.0.0.1:{port}", data_dir, config, process, output)
+    try:
+        _wait(service, "/ready" if wait_ready else "/live")
+        yield service
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(90)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        service.kill_everything()
+
+
+def _wait(service: Service, path: str) -> None:
+    end = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < end:
+        if service.process.poll() is not None:
+            break
+        try:
+            if httpx.get(service.url + path, timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"the service did not start:\n{service.output.read_text()[-4000:]}")
+
+
+def read_models(client: httpx.Client) -> dict[str, Any]:
+    reply = client.get("/models")
+    reply.raise_for_status()
+    return dict(json.loads(reply.text))

@@ -1,0 +1,124 @@
+"""What a replica does with versions it must not serve, and with the oldest kind of registry entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from models.architectures import build
+from models.registry import Registry
+from tests.integration.service import Service, read_models, running_service, service_config
+
+pytestmark = pytest.mark.integration
+LEGACY_PARAMS = {"input_channels": 1, "d_model": 64, "n_heads": 4, "n_layers": 2}
+
+
+def registry_with_faults(folder: Path) -> Path:
+    """The packaged registry, with one byte of the dishwasher flipped and a legacy-shaped microwave 0.9.0."""
+    packaged = Registry.load()
+    shutil.copytree(packaged.root / "artifacts", folder / "artifacts")
+    document = json.loads((packaged.root / "registry.json").read_text())
+    dishwasher = folder / packaged.resolve("dishwasher", "1.0.0").artifact_path
+    content = bytearray(dishwasher.read_bytes())
+    content[len(content) // 2] ^= 0x01
+    dishwasher.write_bytes(content)
+    torch.manual_seed(0)
+    weights = folder / "artifacts" / "legacy.safetensors"
+    save_file(build("CNNTransformer", LEGACY_PARAMS, 1000).state_dict(), weights)
+    document["models"].append(
+        {
+            "model_id": "microwave-legacy",
+            "model_version": "0.9.0",
+            "appliance_id": "microwave",
+            "architecture": "CNNTransformer",
+            "architecture_params": LEGACY_PARAMS,
+            "artifact_path": "artifacts/legacy.safetensors",
+            "artifact_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "input_window_size": 1000,
+            "preprocessing": {"type": "standard", "mean": 0.4, "std": 0.7},
+            "is_active": False,
+        }
+    )
+    path = folder / "registry.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("faulty")
+    (folder / "registry").mkdir()
+    config = service_config(folder / "config.yaml", registry_path=str(registry_with_faults(folder / "registry")))
+    document = yaml.safe_load(config.read_text())
+    for deployment in document["applications"][0]["deployments"]:
+        if deployment["name"] == "microwave":
+            deployment["user_config"] = {"model_version": "0.9.0"}
+    config.write_text(yaml.safe_dump(document))
+    with running_service(folder, config, wait_ready=False) as running:
+        yield running
+
+
+def wait_for_refusal(service: Service, appliance: str, version: str) -> str:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with service.client() as client:
+            states = {a["appliance_id"]: a for a in read_models(client)["appliances"]}
+        refused = states[appliance]["refused"]
+        if refused and refused.startswith(f"{version}:"):
+            return str(refused)
+        time.sleep(0.5)
+    raise AssertionError(f"{appliance} {version} was not refused: {states}")
+
+
+def test_a_corrupted_artifact_is_refused_by_name_and_the_others_serve(faulty: Service) -> None:
+    refused = wait_for_refusal(faulty, "dishwasher", "1.0.0")
+    print(f"dishwasher refused: {refused}")
+    assert "sha256" in refused
+    with faulty.client() as client:
+        kettle = next(m for m in read_models(client)["models"] if m["appliance_id"] == "kettle" and m["serving"])
+        window = [0.2] * kettle["input_window_size"]
+        for appliance, status in (("dishwasher", 503), ("kettle", 200), ("washing_machine", 200)):
+            reply = client.post("/infer", json={"building_id": "b", "appliance_id": appliance, "window": window})
+            assert reply.status_code == status, reply.text
+        not_ready = client.get("/ready")
+    assert not_ready.status_code == 503
+    assert any("dishwasher" in reason for reason in not_ready.json()["reasons"])
+
+
+def test_the_legacy_entry_with_a_window_of_1000_serves(faulty: Service) -> None:
+    with faulty.client() as client:
+        body = {"building_id": "b", "appliance_id": "microwave", "window": [0.3] * 1000}
+        reply = client.post("/infer", json=body)
+        assert reply.status_code == 200, reply.text
+        assert (reply.json()["model_version"], reply.json()["output_sample_index"]) == ("0.9.0", 999)
+        short = client.post("/infer", json=body | {"window": [0.3] * 999})
+    assert short.status_code == 422
+    assert short.json()["errors"][0]["pointer"] == "/window"
+    assert "1000" in short.json()["errors"][0]["detail"]
+
+
+def test_a_deploy_of_an_unknown_version_keeps_the_old_one_serving(faulty: Service) -> None:
+    document = yaml.safe_load(faulty.config.read_text())
+    for deployment in document["applications"][0]["deployments"]:
+        if deployment["name"] == "kettle":
+            deployment["user_config"] = {"model_version": "9.9.9"}
+    document["http_options"]["port"] = int(faulty.url.rsplit(":", 1)[1])
+    faulty.ray("/api/serve/applications/", "PUT", document)
+    refused = wait_for_refusal(faulty, "kettle", "9.9.9")
+    print(f"kettle refused: {refused}")
+    with faulty.client() as client:
+        states = {a["appliance_id"]: a for a in read_models(client)["appliances"]}
+        assert states["kettle"]["serving_version"] == "1.0.0"
+        kettle = next(m for m in read_models(client)["models"] if m["appliance_id"] == "kettle" and m["serving"])
+        body = {"building_id": "b", "appliance_id": "kettle", "window": [0.2] * kettle["input_window_size"]}
+        reply = client.post("/infer", json=body)
+    assert (reply.status_code, reply.json()["model_version"]) == (200, "1.0.0")
