@@ -34,6 +34,8 @@ TRIM_THRESHOLD_BYTES = 256 * 1024 * 1024
 TOKEN_FILE_NAME = "ray-token"  # noqa: S105 - a file name
 RAY_OUTPUT_FILE_NAME = "ray-start.log"
 KEPT_LOGS_NAME = "ray-logs"
+TEMP_LINK_NAME = "ray-temp"
+TEMP_PREFIX = "nilm-ray-"
 STOP_GRACE_S = 15.0
 """Measured: an idle cluster is gone 3.5 s after SIGTERM on two busy cores."""
 
@@ -84,6 +86,17 @@ def cluster_environment(
     return defaults | environment
 
 
+def _remember_temp_dir(data_dir: Path, temp_dir: Path) -> None:
+    """Link to it from the data directory, after removing the one that a killed run could not remove."""
+    link = data_dir / TEMP_LINK_NAME
+    if link.is_symlink():
+        earlier = link.readlink()
+        if earlier.name.startswith(TEMP_PREFIX):
+            shutil.rmtree(earlier, ignore_errors=True)
+        link.unlink()
+    link.symlink_to(temp_dir)
+
+
 @dataclass
 class RayCluster:
     """A started head node. `process` is `ray start --block`, the leader of the run's session."""
@@ -100,7 +113,8 @@ class RayCluster:
         """Start the head node and return at once; `ServeApi.wait_until_up` says when it can be used."""
         token_path = ray_token_path(data_dir)
         # Not under the data directory: socket paths below it must fit into 107 bytes.
-        temp_dir = Path(tempfile.mkdtemp(prefix="nilm-ray-", dir="/tmp"))
+        temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir="/tmp"))
+        _remember_temp_dir(data_dir, temp_dir)
         environment = cluster_environment(base, data_dir, config_folder, temp_dir, token_path)
         dashboard_port = free_port(DEFAULT_DASHBOARD_PORT)
         command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.executable]
@@ -129,6 +143,11 @@ class RayCluster:
         """Ray's dashboard and Serve's REST API, on this machine only."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
+    @property
+    def serve_logs(self) -> Path:
+        """Folder of the log files of Serve's controller, proxies and replicas."""
+        return self.temp_dir / "session_latest" / "logs" / "serve"
+
     def failure(self) -> str | None:
         """Why the cluster is no longer there, or None while it runs."""
         code = self.process.poll()
@@ -155,6 +174,7 @@ class RayCluster:
             self.owned.end(grace_s=0.0 if grace_s == 0 else 1.0)
         self.process.wait()
         shutil.rmtree(self.temp_dir, ignore_errors=True)
+        (self.data_dir / TEMP_LINK_NAME).unlink(missing_ok=True)
 
     def keep_logs(self) -> Path:
         """Copy Ray's logs into the data directory, replacing those of an earlier failure."""

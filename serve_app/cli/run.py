@@ -1,7 +1,7 @@
 """`nilm run`: one command from a checkout to a service that answers, and back to nothing.
 
 Owns the order of things: check, start Ray, deploy, wait until ready, announce, watch, drain, stop. How each is
-done lives beside it: `preflight`, `cluster`, `serve_api`, `first_request`, `progress`.
+done lives beside it: `preflight`, `cluster`, `serve_api`, `progress`, `announcement`, `service_logs`.
 Exit codes: 0 stopped on request; 1 the service could not start or died; 2 refused before anything was started;
 130 stopped by a second Ctrl-C without draining.
 """
@@ -9,7 +9,6 @@ Exit codes: 0 stopped on request; 1 the service could not start or died; 2 refus
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import time
@@ -23,15 +22,9 @@ import httpx
 import typer
 from rich.console import Console
 
-from serve_app.access.development import (
-    SECRET_VARIABLE,
-    ensure_development_secret,
-    mint_development_token,
-    token_issuer,
-    write_private_file,
-)
+from serve_app.access.development import SECRET_VARIABLE, ensure_development_secret
+from serve_app.cli.announcement import announce
 from serve_app.cli.cluster import RayCluster
-from serve_app.cli.first_request import DEMO_BUILDING, write_first_request
 from serve_app.cli.preflight import (
     ALL_INTERFACES,
     LOOPBACK,
@@ -44,14 +37,14 @@ from serve_app.cli.preflight import (
 from serve_app.cli.processes import OwnedProcesses
 from serve_app.cli.progress import StartProgress
 from serve_app.cli.serve_api import RUNNING, ServeApi, ServeApiError
+from serve_app.cli.service_logs import LogFollower
 from serve_app.settings import SettingsError, load_settings
 
 POLL_S = 0.3
-TOKEN_MINUTES = 8 * 60
-"""A working day: the printed curl line should not expire between two cups of tea."""
 DRAIN_TIMEOUT_S = 45.0
 """Serve gives its controller 30 s to stop every replica; a little longer, so that its verdict is heard."""
-SHELL_FILE_NAME = "serve-env.sh"
+REFUSED = " refused: "
+"""How `/ready` says that a replica will not serve a version, which no waiting changes."""
 
 
 class StartFailed(Exception):
@@ -149,8 +142,11 @@ def _serve(
         api = ServeApi(cluster.dashboard_url, cluster.token_path.read_text().strip())
         with StartProgress(console) as progress:
             _become_ready(cluster, api, config, progress, started + start_timeout)
-        _announce(console, config, cluster, production, time.monotonic() - started)
+        announce(console, config, cluster, production, time.monotonic() - started)
+        follower = LogFollower(cluster.serve_logs)
         while (failure := cluster.failure()) is None:
+            if production:
+                follower.poll(sys.stdout)
             time.sleep(POLL_S)
         raise StartFailed(failure)  # noqa: TRY301 - the same ending as a failed start: logs kept, exit 1
     except StopRequested:
@@ -195,6 +191,8 @@ def _become_ready(
         check("; ".join(f"{a.name} is {a.status} {a.reason}".strip() for a in applications) or "no status")
     while (reason := _not_ready(config)) is not None:
         progress.step("GET /ready", reason)
+        if REFUSED in reason:
+            raise StartFailed(f"A model version cannot be served: {reason}")
         check(f"GET {config.local_url}/ready says {reason}")
     progress.step("GET /ready", "200", done=True)
 
@@ -205,41 +203,13 @@ def _not_ready(config: ServeConfig) -> str | None:
         reply = httpx.get(f"{config.local_url}/ready", timeout=5.0, trust_env=False)
     except httpx.TransportError as error:
         return f"no answer ({type(error).__name__})"
-    return None if reply.status_code == httpx.codes.OK else f"{reply.status_code} {reply.text[:200]}".strip()
-
-
-def _announce(console: Console, config: ServeConfig, cluster: RayCluster, production: bool, seconds: float) -> None:
-    shell_file = cluster.data_dir / SHELL_FILE_NAME
-    write_private_file(
-        shell_file,
-        f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(cluster.token_path))}\n"
-        f"export RAY_DASHBOARD_ADDRESS={cluster.dashboard_url}",
-    )
-    bin_dir = Path(sys.executable).parent
-    serve_command = shlex.quote(str(bin_dir / "serve"))
-    lines = [
-        f"Ready after {seconds:.0f} s. Ctrl-C drains and stops; data stays in {cluster.data_dir}",
-        "",
-        f"  Service      {config.local_url}",
-        f"  Dashboard    {cluster.dashboard_url}  (its token: cat {shlex.quote(str(cluster.token_path))})",
-        f"  Status       . {shlex.quote(str(shell_file))} && {serve_command} status",
-        f"  New models   edit {config.path}, then: . {shlex.quote(str(shell_file))} && "
-        f"{serve_command} deploy {shlex.quote(str(config.path.absolute()))}",
-    ]
-    if not production:
-        token = mint_development_token(
-            os.environ[SECRET_VARIABLE],
-            "demo-user",
-            TOKEN_MINUTES,
-            token_issuer(os.environ.get("SUPABASE_URL")),
-            [DEMO_BUILDING],
-        )
-        lines += [f"  Token        {token}", ""]
-        request = write_first_request(cluster.data_dir, config.local_url, token)
-        lines += ["First request (a kettle boils):", request] if request else ["No kettle model serves."]
-    for line in lines:
-        # Never wrapped: a line that a person pastes must arrive whole.
-        console.print(line, soft_wrap=True, markup=False)
+    if reply.status_code == httpx.codes.OK:
+        return None
+    try:
+        reasons = reply.json()["reasons"]
+    except (ValueError, KeyError, TypeError):
+        return f"{reply.status_code} {reply.text[:200]}".strip()
+    return "; ".join(str(reason) for reason in reasons)
 
 
 def _stop_gracefully(console: Console, cluster: RayCluster | None, api: ServeApi | None) -> int:

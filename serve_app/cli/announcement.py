@@ -1,0 +1,67 @@
+"""What `nilm run` tells once the service is ready: addresses, how to ask Serve, and a request to paste."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from serve_app.access.development import (
+    SECRET_VARIABLE,
+    mint_development_token,
+    token_issuer,
+    write_private_file,
+)
+from serve_app.cli.cluster import RayCluster
+from serve_app.cli.first_request import DEMO_BUILDING, write_first_request
+from serve_app.cli.preflight import ServeConfig
+
+TOKEN_MINUTES = 8 * 60
+"""A working day: the printed curl line should not expire between two cups of tea."""
+SHELL_FILE_NAME = "serve-env.sh"
+
+
+def announce(console: Console, config: ServeConfig, cluster: RayCluster, production: bool, seconds: float) -> None:
+    """Print it all; in production neither a token nor a request, for whoever reads the log could use them."""
+    shell_file = cluster.data_dir / SHELL_FILE_NAME
+    write_private_file(
+        shell_file,
+        f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(cluster.token_path))}\n"
+        f"export RAY_DASHBOARD_ADDRESS={cluster.dashboard_url}",
+    )
+    serve = f". {shlex.quote(str(shell_file))} && {shlex.quote(str(Path(sys.executable).with_name('serve')))}"
+    lines = [
+        f"Ready after {seconds:.0f} s. Ctrl-C drains and stops; data stays in {cluster.data_dir}",
+        "",
+        f"  Service      {config.local_url}",
+        f"  Dashboard    {cluster.dashboard_url}  (its token: cat {shlex.quote(str(cluster.token_path))})",
+        f"  Logs         {cluster.serve_logs}  (until it stops)",
+        f"  Status       {serve} status",
+        f"  New models   edit {config.path}, then: {serve} deploy {shlex.quote(str(config.path.absolute()))}",
+    ]
+    if not production:
+        lines += _first_request(config, cluster)
+    for line in lines:
+        # Never wrapped: a line that a person pastes must arrive whole.
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _first_request(config: ServeConfig, cluster: RayCluster) -> list[str]:
+    token = mint_development_token(
+        os.environ[SECRET_VARIABLE],
+        "demo-user",
+        TOKEN_MINUTES,
+        token_issuer(os.environ.get("SUPABASE_URL")),
+        [DEMO_BUILDING],
+    )
+    lines = [f"  Token        {token}", ""]
+    try:
+        request = write_first_request(cluster.data_dir, config.local_url, token)
+    except httpx.HTTPError as error:
+        # The service runs; an example that could not be prepared is no reason to stop it.
+        return [*lines, f"No first request to paste: GET /models failed ({error})."]
+    return lines + (["First request (a kettle boils):", request] if request else ["No kettle model serves."])
