@@ -34,6 +34,15 @@ def refusal(record_set: RecordSet) -> NotPersisted | None:
     return None if reason is None else NotPersisted(PersistFailure.REJECTED, reason)
 
 
+def exact_float(value: float) -> float:
+    """The number as every store keeps it.
+
+    A Python float, because SQLite would bind numpy's as blobs; and 0.0 for -0.0, because SQLite stores a whole
+    number in a REAL column as an integer and so loses the sign, which no reader should find in one store only.
+    """
+    return float(value) + 0.0
+
+
 def _record_set_problem(record_set: RecordSet) -> str | None:
     if not record_set.points:
         return "the record set is empty"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from influxdb_client.client.influxdb_client import InfluxDBClient
 from influxdb_client.rest import ApiException
 from influxdb_client.service.write_service import WriteService
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
 
 from deployments.contracts import NotPersisted, PersistFailure, RecordSet
@@ -148,14 +148,15 @@ class InfluxStore:
             )
         except ApiException as error:
             raise self._verdict(error) from None
-        except Urllib3TimeoutError:
+        except Urllib3TimeoutError as error:
+            if isinstance(error, NewConnectionError):  # a refused connection, which urllib3 files under timeouts
+                raise _unreachable(error) from None
             detail = f"InfluxDB did not answer within {timeout_s:.1f} s"
             # A hung store is not asked again by the same commit: that would only hang for longer.
             hung = timeout_s >= min(_HANG_S, self._timeout_s)
             raise (StoreUnavailable(detail) if hung else _Transient(detail)) from None
         except HTTPError as error:
-            # Only the kind: the text of a urllib3 error may hold addresses and headers.
-            raise _Transient(f"InfluxDB cannot be reached ({type(error).__name__})") from None
+            raise _unreachable(error) from None
         except UnicodeDecodeError:
             raise StoreUnavailable("what answers at INFLUX_URL is not InfluxDB") from None
 
@@ -194,6 +195,11 @@ class InfluxStore:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()  # type: ignore[no-untyped-call]
+
+
+def _unreachable(error: HTTPError) -> _Transient:
+    # Only the kind: the text of a urllib3 error may hold addresses and headers.
+    return _Transient(f"InfluxDB cannot be reached ({type(error).__name__})")
 
 
 def _alive(group: Sequence[_Lines], outcomes: list[NotPersisted | None]) -> list[_Lines]:

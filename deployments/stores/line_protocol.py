@@ -7,6 +7,7 @@ saves the server a sort. https://docs.influxdata.com/influxdb/v2/reference/synta
 from __future__ import annotations
 
 from deployments.contracts import PredictionPoint, RecordSet
+from deployments.stores.checks import exact_float
 
 MEASUREMENT = "prediction"
 
@@ -44,4 +45,4 @@ def _string(value: str) -> str:
 
 def _number(value: float) -> str:
     # repr of a float is exact, and never an integer literal, which would change the field's type.
-    return repr(float(value))
+    return repr(exact_float(value))

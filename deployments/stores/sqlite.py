@@ -19,7 +19,7 @@ from typing import Any
 
 from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
 from deployments.stores.base import StoreUnavailable
-from deployments.stores.checks import refusal
+from deployments.stores.checks import exact_float, refusal
 from deployments.stores.ownership import FileOwnership
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ WAL_LIMIT_BYTES = 16 * 1024 * 1024
 4 MB but never wait, so overlapping readers alone could let the WAL grow for ever."""
 
 CHECKPOINT_WAIT_MS = 250
+TRUNCATE_EVERY_S = 1.0
 BUSY_TIMEOUT_MS = 1000
 """How long a write waits for a foreign lock (an operator's shell, a backup)."""
 
@@ -93,7 +94,7 @@ class SqliteStore:
         """Open or create `path`. Raises StoreUnavailable (StoreInUse when another process owns the file)."""
         # Resolved, so that two names of one file meet at one lock.
         self._path = path.resolve()
-        self._last_truncate_s = 0.0
+        self._last_truncate_s = float("-inf")
         # write() and ping() come from different threads and share the connection.
         self._lock = threading.Lock()
         try:
@@ -158,7 +159,7 @@ class SqliteStore:
         try:
             too_long = self._path.with_name(self._path.name + "-wal").stat().st_size > WAL_LIMIT_BYTES
             # Once a second: while a reader holds on, waiting at every commit would only slow writes down.
-            if not too_long or now - self._last_truncate_s < 1.0:
+            if not too_long or now - self._last_truncate_s < TRUNCATE_EVERY_S:
                 return
             self._last_truncate_s = now
             self._connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_WAIT_MS}")
@@ -249,14 +250,13 @@ def _row(point: PredictionPoint) -> tuple[str | int | float, ...]:
         point.appliance_id,
         point.model_version,
         point.time_ns,
-        # float(): numpy scalars would be bound as blobs.
-        float(point.predicted_kw),
-        float(point.confidence),
-        float(point.aggregate_kw),
+        exact_float(point.predicted_kw),
+        exact_float(point.confidence),
+        exact_float(point.aggregate_kw),
         point.request_id,
         point.user_id,
         point.artifact_sha256,
-        float(point.latency_ms),
+        exact_float(point.latency_ms),
     )
 
 

@@ -92,6 +92,12 @@ class Storage:
         identity = (bucket, point.measurement, tuple(sorted(point.tags.items())), point.time_ns)
         self._points.setdefault(identity, {}).update(point.fields)
 
+    def clear(self) -> None:
+        with self._lock:
+            self._log.truncate(0)
+            self._points.clear()
+            self._types.clear()
+
     def rows(self) -> list[dict[str, Any]]:
         """Every point, fields merged as InfluxDB merges them."""
         with self._lock:
@@ -116,6 +122,12 @@ class Server(ThreadingHTTPServer):
     def set_fault(self, fault: Fault) -> None:
         with self._lock:
             self._fault = fault
+
+    def reset(self) -> None:
+        """Forget everything, on the disk too: a fresh server without the cost of starting one."""
+        self.set_fault(Fault())
+        self.requests.clear()
+        self.storage.clear()
 
     def take_fault(self) -> Fault:
         """The fault for this write, counted down."""
@@ -158,6 +170,9 @@ class Handler(BaseHTTPRequestHandler):
         match url.path:
             case "/api/v2/write":
                 self._write(parse_qs(url.query), body)
+            case "/__reset":
+                self.server.reset()
+                self._reply(204)
             case "/__control":
                 self.server.set_fault(Fault(**json.loads(body)))
                 self._reply(204)

@@ -1,0 +1,212 @@
+"""Stores to test: an SQLite file, and InfluxDB 2 as the test server in a process of its own."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from deployments.contracts import PredictionPoint, RecordSet
+from deployments.stores import PredictionStore, StoreConfig, open_store
+from deployments.stores.sqlite import read_rows
+
+ROOT = Path(__file__).parents[2]
+TOKEN, ORG, BUCKET = "test-token", "test-org", "predictions"
+COLUMNS = tuple(PredictionPoint.__dataclass_fields__)
+_TAGS = ("building_id", "appliance_id", "model_version")
+
+_times = itertools.count(1_700_000_000_000_000_000)
+
+
+@pytest.fixture
+def make_point() -> Callable[..., PredictionPoint]:
+    """A valid point with a time of its own; anything can be replaced."""
+
+    def make(**changes: Any) -> PredictionPoint:
+        values: dict[str, Any] = {
+            "building_id": "home-1",
+            "appliance_id": "kettle",
+            "model_version": "1.2.0",
+            "time_ns": next(_times),
+            "predicted_kw": 1.25,
+            "confidence": 0.875,
+            "aggregate_kw": 2.5,
+            "request_id": "request-1",
+            "user_id": "user-1",
+            "artifact_sha256": "ab" * 32,
+            "latency_ms": 12.5,
+        }
+        return PredictionPoint(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_set(make_point: Callable[..., PredictionPoint]) -> Callable[..., RecordSet]:
+    """A record set of the points given, or of one point with changes."""
+
+    def make(*points: PredictionPoint, wait_s: float = 5.0, **changes: Any) -> RecordSet:
+        return RecordSet(points or (make_point(**changes),), time.time() + wait_s)
+
+    return make
+
+
+@dataclass
+class InfluxServer:
+    """The test server's process."""
+
+    log: Path
+    port: int = 0
+    process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        """Start, on the port it had before if it had one."""
+        command = [sys.executable, "-m", "tests.servers.influx2", "--log", str(self.log), "--port", str(self.port)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.port = json.loads(self.process.stdout.readline())["port"]
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self.process = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def fault(self, **settings: Any) -> None:
+        """Put a fault in force (see tests/servers/influx2.py); without settings, mend."""
+        assert self.request("POST", "/__control", json.dumps(settings).encode())[0] == 204
+
+    def requests(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.request("GET", "/__requests")[1]))
+
+    def points(self) -> list[PredictionPoint]:
+        rows = json.loads(self.request("GET", "/__rows")[1])
+        assert all(row["measurement"] == "prediction" and row["bucket"] == BUCKET for row in rows)
+        assert all(set(row["tags"]) == set(_TAGS) for row in rows)
+        return [PredictionPoint(**row["tags"], **row["fields"], time_ns=row["time_ns"]) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def influx_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfluxServer]:
+    """The one server process, started again by the tests that kill it."""
+    server = InfluxServer(tmp_path_factory.mktemp("influx") / "influx.log")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def influx_server(influx_process: InfluxServer) -> InfluxServer:
+    """A test server that is empty and whole."""
+    if influx_process.process is None:
+        influx_process.start()
+    assert influx_process.request("POST", "/__reset")[0] == 204
+    return influx_process
+
+
+class Backend(Protocol):
+    """A store's outside: how a test opens, breaks and reads it."""
+
+    def config(self) -> StoreConfig: ...
+    def points(self) -> list[PredictionPoint]: ...
+    def break_it(self) -> None: ...
+    def mend(self) -> None: ...
+    def crash(self) -> None: ...
+
+
+@dataclass
+class SqliteBackend:
+    """Breaks by a foreign lock."""
+
+    path: Path
+    _intruder: sqlite3.Connection | None = None
+
+    def config(self) -> StoreConfig:
+        return StoreConfig.for_sqlite(self.path)
+
+    def points(self) -> list[PredictionPoint]:
+        return [PredictionPoint(*row) for row in read_rows(self.path, f"SELECT {', '.join(COLUMNS)} FROM prediction")]  # noqa: S608
+
+    def break_it(self) -> None:
+        self._intruder = sqlite3.connect(self.path, isolation_level=None)
+        self._intruder.execute("BEGIN IMMEDIATE")
+
+    def mend(self) -> None:
+        if self._intruder is not None:
+            self._intruder.close()
+            self._intruder = None
+
+    def crash(self) -> None:
+        """The store lives in the writer's process, which the test kills itself."""
+
+
+@dataclass
+class InfluxBackend:
+    """Breaks by 503."""
+
+    server: InfluxServer
+
+    def config(self) -> StoreConfig:
+        return StoreConfig.for_influx(
+            url=self.server.url, token=TOKEN, org=ORG, bucket_pred=BUCKET, bucket_raw="raw", timeout_s=2.0
+        )
+
+    def points(self) -> list[PredictionPoint]:
+        return self.server.points()
+
+    def break_it(self) -> None:
+        self.server.fault(kind="status", status=503)
+
+    def mend(self) -> None:
+        self.server.fault()
+
+    def crash(self) -> None:
+        self.server.kill()
+        self.server.start()
+
+
+@pytest.fixture(params=["sqlite", "influxdb"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    """Each store in turn."""
+    if request.param == "sqlite":
+        backend: Backend = SqliteBackend(tmp_path / "predictions.db")
+    else:
+        backend = InfluxBackend(request.getfixturevalue("influx_server"))
+    yield backend
+    backend.mend()
+
+
+@pytest.fixture
+def store(backend: Backend) -> Iterator[PredictionStore]:
+    """The store of `backend`, open."""
+    store = open_store(backend.config())
+    yield store
+    store.close()

@@ -1,0 +1,65 @@
+"""The configuration that travels, and line protocol as text."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deployments.contracts import RecordSet
+from deployments.stores import StoreConfig, StoreKind, StoreUnavailable, open_store
+from deployments.stores.line_protocol import encode
+from deployments.stores.ownership import StoreInUse
+
+
+def _influx(**changes: str) -> StoreConfig:
+    settings = {"url": "http://h:8086", "token": "s3cret", "org": "o", "bucket_pred": "p", "bucket_raw": "r"}
+    return StoreConfig.for_influx(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_the_token_is_not_in_the_text() -> None:
+    assert "s3cret" not in f"{_influx()!r} {_influx()}"
+
+
+def test_it_survives_the_way_to_the_replica() -> None:
+    for config in (_influx(), StoreConfig.for_sqlite(Path("x.db"))):
+        assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301
+
+
+@pytest.mark.parametrize("name", ["url", "token", "org", "bucket_pred", "bucket_raw"])
+def test_an_incomplete_influx_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"influx_{name}"):
+        _influx(**{name: ""})
+
+
+def test_sqlite_needs_a_path_and_a_timeout_is_positive() -> None:
+    with pytest.raises(ValueError, match="sqlite_path"):
+        StoreConfig(kind=StoreKind.SQLITE)
+    with pytest.raises(ValueError, match="timeout"):
+        StoreConfig.for_influx(url="u", token="t", org="o", bucket_pred="p", bucket_raw="r", timeout_s=0)
+
+
+def test_opening_influx_contacts_nobody() -> None:
+    store = open_store(_influx(url="http://192.0.2.1:1"))
+    assert store.kind == "influxdb"
+    store.close()
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailable("down", 7), StoreInUse("taken", 3)])
+def test_failures_survive_pickling(failure: StoreUnavailable) -> None:
+    """A constructor's failure crosses from the replica to the controller."""
+    copy = pickle.loads(pickle.dumps(failure))  # noqa: S301
+    assert (type(copy), copy.detail) == (type(failure), failure.detail)
+
+
+def test_a_line_is_what_the_reference_says(make_set: Callable[..., RecordSet]) -> None:
+    record_set = make_set(
+        building_id="a b", appliance_id="x,y=z", request_id='say "hi" \\', user_id="", time_ns=7, aggregate_kw=3
+    )
+    assert encode(record_set).decode() == (
+        r"prediction,appliance_id=x\,y\=z,building_id=a\ b,model_version=1.2.0 "
+        r'aggregate_kw=3.0,artifact_sha256="' + "ab" * 32 + r'",confidence=0.875,latency_ms=12.5,'
+        r'predicted_kw=1.25,request_id="say \"hi\" \\",user_id="" 7'
+    )
