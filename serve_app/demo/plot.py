@@ -34,7 +34,7 @@ _MUTED = "#666666"
 _AXIS = "#BBBBBB"
 _MEASURED = "#555555"
 _GAP: dict[str, Any] = {"facecolor": "#F7F7F7", "edgecolor": "#CFCFCF", "hatch": "///", "linewidth": 0}
-_VISIBLE_KW = 0.002
+_EDGED_KW = 0.02
 _LEGEND_COLUMNS = 9
 _LEFT = 0.062  # of the width: where the axes and the texts above them begin
 _WIDTH_IN, _STACK_IN, _ROW_IN, _MARGIN_IN, _DPI = 12.0, 3.9, 0.95, 1.35, 130
@@ -147,18 +147,13 @@ class _Picture:
         axis.set_yticklabels(["0", f"{tick:g}"] if lowest == 0 else [f"{tick:g}", "0", f"{tick:g}"])
 
     def _fill(self, axis: Any, base: FloatArray, top: FloatArray, colour: str, name: str | None = None) -> None:
-        """Fill between two step curves; the edge keeps a boil visible that is one pixel wide."""
-        drawn = top - base > _VISIBLE_KW  # NaN compares false; without this the edge would draw zeros too
-        axis.fill_between(
-            self._steps,
-            np.repeat(base, 2),
-            np.repeat(np.nan_to_num(top, nan=0.0), 2),
-            where=np.repeat(drawn, 2),
-            facecolor=colour,
-            edgecolor=colour,
-            linewidth=0.9,
-            label=name,
-        )
+        """Fill between two step curves; an edge keeps a boil visible that is one pixel wide."""
+        low, high = np.repeat(np.nan_to_num(base), 2), np.repeat(np.nan_to_num(top), 2)
+        axis.fill_between(self._steps, low, high, facecolor=colour, linewidth=0, label=name)
+        if colour == _UNATTRIBUTED:  # its edge would cover the boil beside it
+            return
+        on = np.repeat(top - base > _EDGED_KW, 2)  # an edge around a trickle would look like a load; NaN is not on
+        axis.fill_between(self._steps, low, high, where=on, facecolor=colour, edgecolor=colour, linewidth=0.9)
 
     def _line(self, axis: Any, power_kw: FloatArray, width: float, name: str | None = None) -> None:
         axis.plot(self._steps, np.repeat(power_kw, 2), color=_INK, linewidth=width, label=name)

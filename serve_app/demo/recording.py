@@ -134,12 +134,12 @@ def plan_windows(
         )
     wanted = max(1, round(hours * 3600 / recording.sample_period_s))
     first = recording.index_of(start.astimezone(UTC)) if start else _default_first(recording, earliest, latest, wanted)
-    last = min(first + wanted - 1, len(recording) - 1)
-    first = max(first, 0)
+    last = min(first + wanted - 1, latest)  # the recording's edges hold no full window: not a gap, not counted
+    first = max(first, earliest)
     if last < first:
         raise SourceError(
             f"The recording runs from {_minute(recording, 0)} to {_minute(recording, len(recording) - 1)} UTC "
-            "and has nothing in the stretch asked for."
+            "and has no full window in the stretch asked for."
         )
     windows = tuple(
         _window(recording, target, output_index, ahead)

@@ -143,7 +143,9 @@ def _numbers(frame: pd.DataFrame, column: str) -> FloatArray:
 
 
 def _seconds(frame: pd.DataFrame) -> FloatArray:
-    index = np.asarray(frame.index.values, dtype="datetime64[ns]")
+    import pandas as pd  # noqa: PLC0415
+
+    index = np.asarray(pd.DatetimeIndex(frame.index).tz_convert(None), dtype="datetime64[ns]")
     return np.asarray(index.astype(np.int64) / 1e9)
 
 
