@@ -14,6 +14,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from typing import TextIO
 
 import yaml
@@ -43,6 +44,12 @@ class ServeConfig:
     def local_url(self) -> str:
         """Where this machine reaches the service."""
         return f"http://{LOOPBACK if self.host == ALL_INTERFACES else self.host}:{self.port}"
+
+    @property
+    def appliances(self) -> list[str]:
+        """The appliances that the applications' `args` name."""
+        applications: Any = self.document.get("applications", [])
+        return [name for a in applications for name in (a.get("args") or {}).get("appliances", [])]
 
 
 def load_serve_config(path: Path, port: int | None, host: str) -> ServeConfig:

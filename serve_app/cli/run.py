@@ -141,7 +141,9 @@ def _serve(
         cluster = RayCluster.start(os.environ, data_dir, config.path.resolve().parent, num_cpus)
         api = ServeApi(cluster.dashboard_url, cluster.token_path.read_text().strip())
         with StartProgress(console) as progress:
-            _become_ready(cluster, api, config, progress, started + start_timeout)
+            refused = _become_ready(cluster, api, config, progress, started + start_timeout)
+        for reason in refused:
+            print(f"Not served, the other appliances are: {reason}", file=sys.stderr)
         announce(console, config, cluster, production, time.monotonic() - started)
         follower = LogFollower(cluster.serve_logs)
         while (failure := cluster.failure()) is None:
@@ -163,7 +165,9 @@ def _serve(
 
 def _become_ready(
     cluster: RayCluster, api: ServeApi, config: ServeConfig, progress: StartProgress, give_up: float
-) -> None:
+) -> list[str]:
+    """Wait until the service is ready; returns the refused versions it is up without."""
+
     def check(waiting_for: str) -> None:
         if (failure := cluster.failure()) is not None:
             raise StartFailed(failure)
@@ -189,27 +193,33 @@ def _become_ready(
         if applications and all(application.status == RUNNING for application in applications):
             break
         check("; ".join(f"{a.name} is {a.status} {a.reason}".strip() for a in applications) or "no status")
-    while (reason := _not_ready(config)) is not None:
-        progress.step("GET /ready", reason)
-        if REFUSED in reason:
-            raise StartFailed(f"A model version cannot be served: {reason}")
-        check(f"GET {config.local_url}/ready says {reason}")
+    while reasons := _not_ready(config):
+        progress.step("GET /ready", "; ".join(reasons))
+        refused = [reason for reason in reasons if REFUSED in reason]
+        if refused == reasons:
+            # Only versions that failed their checks are missing, and they will not mend by waiting. The other
+            # appliances serve, so the service stays up and says what it lacks.
+            if len(refused) == len(config.appliances):
+                raise StartFailed(f"No model version can be served: {'; '.join(refused)}")
+            return refused
+        check(f"GET {config.local_url}/ready says {'; '.join(reasons)}")
     progress.step("GET /ready", "200", done=True)
+    return []
 
 
-def _not_ready(config: ServeConfig) -> str | None:
-    """None when the service says it is ready, else what it says instead, on one line."""
+def _not_ready(config: ServeConfig) -> list[str]:
+    """Empty when the service says it is ready, else what it says instead."""
     try:
         reply = httpx.get(f"{config.local_url}/ready", timeout=5.0, trust_env=False)
     except httpx.TransportError as error:
-        return f"no answer ({type(error).__name__})"
+        return [f"no answer ({type(error).__name__})"]
     if reply.status_code == httpx.codes.OK:
-        return None
+        return []
     try:
         reasons = reply.json()["reasons"]
     except (ValueError, KeyError, TypeError):
-        return f"{reply.status_code} {reply.text[:200]}".strip()
-    return "; ".join(str(reason) for reason in reasons)
+        return [f"{reply.status_code} {reply.text[:200]}".strip()]
+    return [str(reason) for reason in reasons]
 
 
 def _stop_gracefully(console: Console, cluster: RayCluster | None, api: ServeApi | None) -> int:

@@ -62,7 +62,7 @@ class Service:
                 try:
                     environment = (entry / "environ").read_bytes().split(b"\0")
                     zombie = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-                except (FileNotFoundError, ProcessLookupError):
+                except (FileNotFoundError, ProcessLookupError, PermissionError):
                     continue
                 if mark in environment and not zombie:
                     found.append(int(entry.name))
