@@ -215,7 +215,7 @@ def _summarise(console: Console, results: Results, out: Path) -> None:
     table.add_row("Mains", "", f"{results.energy_kwh(results.recording.aggregate_w / 1000.0):.3f}", "", "")
     console.print(table)
     counts = (
-        f"sent {results.sent}, acknowledged {results.acknowledged}, skipped {results.plan.skipped} "
+        f"sent {results.sent}, acknowledged {results.acknowledged}, skipped {results.skipped} "
         f"(mains missing), failed {results.failed}"
     )
     console.print(counts, highlight=False)

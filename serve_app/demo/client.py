@@ -60,7 +60,7 @@ class _ModelsReply(_Loose):
 
 
 class AppliancePower(_Loose):
-    """One appliance's share of the mains in kW; `confidence` is 0 to 1."""
+    """One appliance's share of the mains in kW; `confidence` is the probability that it is on, 0 to 1."""
 
     appliance_id: str
     predicted_kw: float | None

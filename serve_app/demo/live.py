@@ -113,7 +113,11 @@ class LiveView(AbstractContextManager["LiveView"]):
         return float(self._results.recording.aggregate_w[outcome.window.target]) / 1000.0
 
     def _render(self) -> Group:
-        table = Table(title=self._results.recording.title, expand=True, caption="kW, with the model's confidence")
+        table = Table(
+            title=self._results.recording.title,
+            expand=True,
+            caption="kW, with the probability that the appliance is on",
+        )
         table.add_column("time (UTC)", no_wrap=True)
         table.add_column("mains", justify="right")
         for appliance_id in self._results.appliances:

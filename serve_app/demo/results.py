@@ -92,6 +92,13 @@ class Results:
             end = int(answered[-1]) + 1
         return slice(min(self.plan.first, *answered[:1], end), end)
 
+    @property
+    def skipped(self) -> int:
+        """Samples passed over for missing mains, as far as the run got."""
+        if self.sent == len(self.plan.windows):
+            return self.plan.skipped
+        return self.plan.windows[self.sent - 1].target - self.plan.first + 1 - self.sent if self.sent else 0
+
     def summaries(self) -> list[ApplianceSummary]:
         """One summary an appliance, in the fixed order."""
         return [self._summary(appliance_id) for appliance_id in self.appliances]
