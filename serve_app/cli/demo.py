@@ -55,7 +55,7 @@ class Options:
 
 def demo(
     *,
-    url: Annotated[str, typer.Option(help="Where the service listens.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(envvar="NILM_URL", help="Where the service listens.")] = "http://127.0.0.1:8000",
     token: Annotated[
         str | None,
         typer.Option(envvar="NILM_TOKEN", help="Access token; without one, a local service gets a development token."),
