@@ -56,7 +56,7 @@ def _explain(kind: str, location: Sequence[Any], message: str) -> str:
 
 def json_pointer(location: Sequence[Any]) -> str:
     """RFC 6901 pointer of a place; `~` and `/` inside a name are escaped."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1")[:80] for part in location)
+    return "".join("/" + str(part)[:80].replace("~", "~0").replace("/", "~1") for part in location)
 
 
 def json_body(body_type: type[BaseModel]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 LOGGER_NAME = "nilm"
@@ -16,7 +17,8 @@ _SECRETS = re.compile(
     r"""(?ix)
     (?:bearer\s+[^\s"',]+)                                        # an Authorization header
     | (?:eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*)    # a bare JWT
-    | (?:(?:token|secret|password|apikey|api_key|authorization)["']?\s*[:=]\s*["']?[^\s"',&}]+)
+    | (?:(?:token|secret|password|apikey|api_key|authorization)["']?\s*[:=]\s*["']?   # a named secret
+         (?:(?:bearer|basic|token)\s+)?[^\s"',&}]+)                                   # with its scheme
     """
 )
 
@@ -37,10 +39,21 @@ class JsonFormatter(logging.Formatter):
         }
         fields = getattr(record, "fields", None)
         if isinstance(fields, dict):
-            line |= {key: redact(value) if isinstance(value, str) else value for key, value in fields.items()}
+            line |= {key: _redacted(value) for key, value in fields.items()}
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
-        return json.dumps(line, default=str)
+        return json.dumps(line)
+
+
+def _redacted(value: object) -> object:
+    """`value` with every text inside redacted; what JSON cannot hold becomes text first, or it would slip through."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _redacted(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(item) for item in value]
+    return redact(str(value))
 
 
 def service_logger() -> logging.Logger:

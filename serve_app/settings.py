@@ -20,7 +20,7 @@ MIN_SECRET_BYTES = 32
 """RFC 7518, 3.2: an HS256 key has at least the size of the hash output, 256 bits."""
 
 _PLACEHOLDER = re.compile(
-    r"change.?me|placeholder|^your[-_ ]|^<.*>$|^x{3,}$|\bexample\.(com|org|net)\b|^(secret|password|todo)$",
+    r"change.?me|placeholder|(^|//)your[-_ ]|(^|//)<.*>|^x{3,}$|\bexample\.(com|org|net)\b|^(secret|password|todo)$",
     re.IGNORECASE,
 )
 

@@ -1,0 +1,340 @@
+"""The real HTTP application with in-process stand-ins for the deployments behind it. No Ray, no sockets.
+
+The stand-ins keep the interface of a deployment handle: `handle.method.remote(...)` starts the call at once and gives
+something to await; cancelling the await cancels the call, as Serve does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import jwt
+import numpy as np
+import pytest
+from starlette.datastructures import MutableHeaders
+
+from deployments.contracts import (
+    ApplianceStatus,
+    Inference,
+    InferenceRequest,
+    InferenceResult,
+    Persisted,
+    PersistResult,
+    RecordSet,
+    RefusedVersion,
+    StoreStatus,
+)
+from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
+from serve_app.access.tokens import TokenVerifier
+from serve_app.catalogue import Catalogue
+from serve_app.http import build_http_app
+from serve_app.logs import JsonFormatter
+from serve_app.metrics import HttpMetrics
+from serve_app.predict import Predictor
+from serve_app.services import Services
+from serve_app.settings import Environment, Settings
+
+SECRET = "unit-test-secret-of-more-than-thirty-two-bytes"
+ISSUER = "https://project.supabase.test/auth/v1"
+ADMIN_TOKEN = "admin-token-for-tests"
+ORIGIN = "https://app.test"
+SHA256 = "ab" * 32
+
+
+class Method:
+    """`method.remote(...)` of a handle."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def remote(self, *arguments: Any) -> asyncio.Task[Any]:
+        return asyncio.create_task(self._function(*arguments))
+
+
+@dataclass
+class FakeAppliance:
+    """One appliance deployment; `answer` may be replaced by anything that answers or fails."""
+
+    appliance_id: str
+    window_size: int = 5
+    output_index: int = 4
+    sample_period_s: float = 60.0
+    predicted_w: float = 100.0
+    version: str | None = "1.0.0"
+    refused: RefusedVersion | None = None
+    answer: Callable[[InferenceRequest], Any] | None = None
+    windows: list[list[float]] = field(default_factory=list)
+    silent: bool = False
+
+    @property
+    def infer(self) -> Method:
+        return Method(self._infer)
+
+    @property
+    def status(self) -> Method:
+        return Method(self._status)
+
+    async def _infer(self, request: InferenceRequest) -> InferenceResult:
+        self.windows.append([round(float(v), 5) for v in request.window_kw])
+        if self.answer is not None:
+            outcome = self.answer(request)
+            result: InferenceResult = await outcome if asyncio.iscoroutine(outcome) else outcome
+            return result
+        return self.inference(request)
+
+    def inference(self, request: InferenceRequest) -> Inference:
+        return Inference(
+            predicted_w=self.predicted_w,
+            on_probability=0.75,
+            model_id=f"{self.appliance_id}-net",
+            model_version=self.version or "",
+            artifact_sha256=SHA256,
+            output_sample_index=self.output_index,
+            sample_period_s=self.sample_period_s,
+            aggregate_kw=float(request.window_kw[self.output_index]),
+            batch_size=1,
+            queue_ms=0.25,
+            forward_ms=1.5,
+        )
+
+    async def _status(self) -> ApplianceStatus:
+        if self.silent:
+            raise ConnectionError("no replica")
+        loaded = self.version is not None
+        return ApplianceStatus(
+            appliance_id=self.appliance_id,
+            wanted_version="1.0.0",
+            model_id=f"{self.appliance_id}-net" if loaded else None,
+            model_version=self.version,
+            artifact_sha256=SHA256 if loaded else None,
+            input_window_size=self.window_size if loaded else None,
+            output_sample_index=self.output_index if loaded else None,
+            sample_period_s=self.sample_period_s if loaded else None,
+            device="cpu",
+            loading=False,
+            refused=self.refused,
+            windows_total=3,
+            batches_total=2,
+            largest_batch=2,
+        )
+
+
+@dataclass
+class FakeStore:
+    """The Persistence deployment; what it acknowledged is in `stored`."""
+
+    answer: Callable[[RecordSet], Any] | None = None
+    stored: list[RecordSet] = field(default_factory=list)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    release: asyncio.Event | None = None
+    cancelled: int = 0
+    reachable: bool = True
+
+    @property
+    def persist(self) -> Method:
+        return Method(self._persist)
+
+    @property
+    def status(self) -> Method:
+        return Method(self._status)
+
+    async def _persist(self, record_set: RecordSet) -> PersistResult:
+        self.started.set()
+        try:
+            if self.release is not None:
+                await self.release.wait()
+            if self.answer is not None:
+                outcome = self.answer(record_set)
+                result: PersistResult = await outcome if asyncio.iscoroutine(outcome) else outcome
+                if not isinstance(result, Persisted):
+                    return result
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self.stored.append(record_set)
+        return Persisted(commit_size=1, persist_ms=0.5)
+
+    async def _status(self) -> StoreStatus:
+        return StoreStatus(
+            kind="sqlite",
+            reachable=self.reachable,
+            detail="",
+            queued=0,
+            commits_total=1,
+            records_total=len(self.stored),
+            failures_total=0,
+            largest_commit=1,
+        )
+
+
+class ServeRequestId:
+    """What Serve's proxy does around the application (its RequestIdMiddleware): give an id, append it to the reply."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = MutableHeaders(scope=scope)
+        request_id = headers.get("x-request-id")
+        if request_id is None:
+            request_id = "serve-made-id"
+            headers.append("x-request-id", request_id)
+
+        async def with_id(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).append("X-Request-ID", request_id)
+            await send(message)
+
+        await self._app(scope, receive, with_id)
+
+
+def entry(appliance_id: str, version: str, *, active: bool) -> RegistryEntry:
+    return RegistryEntry(
+        model_id=f"{appliance_id}-net",
+        model_version=version,
+        appliance_id=appliance_id,
+        architecture="CNNTransformer",
+        architecture_params={},
+        artifact_path="artifacts/model.safetensors",
+        artifact_sha256=SHA256,
+        input_window_size=5,
+        preprocessing=Preprocessing("standard", 0.0, 1.0),
+        is_active=active,
+        sample_period_s=60.0,
+        input_unit="W",
+        output_unit="W",
+        output_sample_index=4,
+        max_power_w=3000.0,
+        on_threshold_w=50.0,
+        training_data=(TrainingSource("home-1", "2024-01-01", "2024-02-01", "a household"),),
+        metrics={"mae_w": 12.5},
+    )
+
+
+@dataclass
+class Harness:
+    """One ingress without Ray."""
+
+    app: Any
+    client: httpx.AsyncClient
+    store: FakeStore
+    appliances: dict[str, FakeAppliance]
+    catalogue: Catalogue
+    services: Services
+    log: list[dict[str, Any]]
+
+    async def infer(self, body: object = None, **headers: str) -> httpx.Response:
+        return await self.client.post("/infer", json=infer_body() if body is None else body, headers=headers)
+
+
+def infer_body(**changes: object) -> dict[str, object]:
+    body: dict[str, object] = {
+        "building_id": "home",
+        "appliance_id": "kettle",
+        "window": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "timestamp": "2026-01-31T18:00:00+01:00",
+    }
+    return {k: v for k, v in (body | changes).items() if v is not ...}
+
+
+def mint(secret: str = SECRET, *, algorithm: str = "HS256", headers: Any = None, **changes: object) -> str:
+    """A valid token; `claim=...` (Ellipsis) leaves a claim out."""
+    claims: dict[str, object] = {
+        "sub": "user-1",
+        "aud": "authenticated",
+        "iss": ISSUER,
+        "exp": int(time.time()) + 600,
+        "app_metadata": {"buildings": ["home"]},
+    }
+    claims = {k: v for k, v in (claims | changes).items() if v is not ...}
+    return jwt.api_jws.encode(json.dumps(claims).encode(), secret, algorithm=algorithm, headers=headers)
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+        self.lines: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(json.loads(self.format(record)))
+
+
+@asynccontextmanager
+async def start(
+    appliances: Mapping[str, FakeAppliance] | None = None, *, proxied: bool = False, poll: bool = True, **settings: Any
+) -> AsyncIterator[Harness]:
+    store = FakeStore()
+    fakes = dict(appliances or {"kettle": FakeAppliance("kettle"), "microwave": FakeAppliance("microwave")})
+    handler = _Lines()
+    logger = logging.Logger("unit")
+    logger.addHandler(handler)
+    catalogue = Catalogue(fakes, store, logger)
+    values = {
+        "env": Environment.DEVELOPMENT,
+        "supabase_jwt_secret": SECRET,
+        "admin_token": ADMIN_TOKEN,
+        "cors_origins": ORIGIN,
+        "request_timeout_s": 5.0,
+    } | settings
+    services = Services(
+        settings=Settings(**values),
+        verifier=TokenVerifier(secret=SECRET, issuer=ISSUER),
+        registry=Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path()),
+        catalogue=catalogue,
+        predictor=Predictor(appliances=fakes, persistence=store, catalogue=catalogue),
+        metrics=HttpMetrics(),
+        logger=logger,
+    )
+
+    @asynccontextmanager
+    async def no_background() -> AsyncIterator[None]:
+        yield
+
+    app: Any = build_http_app(services, no_background)
+    if poll:
+        await catalogue.refresh()
+    transport = httpx.ASGITransport(app=ServeRequestId(app) if proxied else app)
+    headers = {"Authorization": f"Bearer {mint()}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://nilm.test", headers=headers) as client:
+        yield Harness(app, client, store, fakes, catalogue, services, handler.lines)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def kit() -> Iterator[SimpleNamespace]:
+    """The parts above, for tests that build their own variant (test modules cannot import a conftest)."""
+    yield SimpleNamespace(
+        start=start,
+        mint=mint,
+        infer_body=infer_body,
+        FakeAppliance=FakeAppliance,
+        FakeStore=FakeStore,
+        SECRET=SECRET,
+        ISSUER=ISSUER,
+        ADMIN_TOKEN=ADMIN_TOKEN,
+        ORIGIN=ORIGIN,
+        float32=lambda v: float(np.float32(v)),
+    )
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Harness]:
+    async with start() as harness:
+        yield harness
