@@ -104,7 +104,11 @@ def demo(
 
 async def _run(options: Options, token: str, console: Console) -> tuple[Results, str | None]:
     """The results, and the sentence that says why the service ended the run early, if it did."""
-    async with ServiceClient(options.url, token) as client:
+
+    def say(seconds: float, reason: str) -> None:
+        console.print(f"waiting {seconds:.0f} s: {reason}", highlight=False, markup=False)
+
+    async with ServiceClient(options.url, token, say) as client:
         contract = await client.contract()
         try:
             pace = Pace.parse(options.rate, contract.sample_period_s)
@@ -200,7 +204,7 @@ def _summarise(console: Console, results: Results, out: Path) -> None:
     """The closing table and counts."""
     table = Table(title=results.recording.title)
     table.add_column("appliance")
-    for heading in ("predicted kWh", "measured kWh", "MAE W", "always-off MAE W"):
+    for heading in ("predicted kWh", f"{results.recording.truth} kWh", "MAE W", "always-off MAE W"):
         table.add_column(heading, justify="right")
     for summary in results.summaries():
         table.add_row(

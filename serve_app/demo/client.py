@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import httpx
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serve_app.demo.errors import Refused, ServiceError, UnexpectedReply, Unreachable, WindowFailed
 from serve_app.demo.recording import WindowRequest
+from serve_app.demo.replies import Disaggregation, ModelEntry, ModelsReply, WindowEntry, parse_reply
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _DEFAULT_WAIT_S = 1.0
@@ -32,51 +32,6 @@ _RECONNECTS = 4  # 0.5 + 1 + 2 s: a restart of the proxy, not of a machine
 OnWait = Callable[[float, str], None]
 
 
-class _Loose(BaseModel):
-    """Takes what it knows from a reply and ignores what later versions add."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-
-class ModelEntry(_Loose):
-    """One registered model version in `GET /models`; only the serving ones answer."""
-
-    appliance_id: str
-    serving: bool = True
-    input_window_size: int | None = None
-    output_sample_index: int | None = None
-    sample_period_s: int | None = None
-
-
-class _WindowEntry(_Loose):
-    input_window_size: int
-    sample_period_s: int
-    output_sample_index: int | None = None
-
-
-class _ModelsReply(_Loose):
-    models: list[ModelEntry]
-    disaggregate: _WindowEntry | None = None
-
-
-class AppliancePower(_Loose):
-    """One appliance's share of the mains in kW; `confidence` is the probability that it is on, 0 to 1."""
-
-    appliance_id: str
-    predicted_kw: float | None
-    confidence: float | None = None
-    model_version: str | None = None
-
-
-class Disaggregation(_Loose):
-    """The reply to `POST /disaggregate`: what the mains at `predicted_for` were made of, in kW."""
-
-    persisted: bool
-    appliances: list[AppliancePower]
-    predicted_for: datetime | None = None
-    unattributed_kw: float | None = None
-
-
 @dataclass(frozen=True)
 class Contract:
     """The window of the service: `window_size` samples of `sample_period_s`, answered for `output_index`."""
@@ -85,9 +40,6 @@ class Contract:
     sample_period_s: int
     output_index: int
     appliances: tuple[str, ...]
-
-
-_Reply = TypeVar("_Reply", bound=BaseModel)
 
 
 class ServiceClient:
@@ -134,7 +86,7 @@ class ServiceClient:
         Raises:
             ServiceError: unreachable, refused, or no appliance is served.
         """
-        reply = _parse(await self._send("GET", "/models"), _ModelsReply)
+        reply = parse_reply(await self._send("GET", "/models"), ModelsReply)
         serving = [entry for entry in reply.models if entry.serving]
         appliances = tuple(dict.fromkeys(entry.appliance_id for entry in serving))
         if not appliances:
@@ -157,7 +109,7 @@ class ServiceClient:
             "window": np.round(window.window_kw, 6).tolist(),  # to the milliwatt
             "timestamp": window.last_sample_at.isoformat(),
         }
-        reply = _parse(await self._send("POST", "/disaggregate", body), Disaggregation)
+        reply = parse_reply(await self._send("POST", "/disaggregate", body), Disaggregation)
         if not reply.persisted:
             raise WindowFailed("the service answered without storing the prediction")
         return reply
@@ -215,24 +167,13 @@ def is_loopback(host: str) -> bool:
     return host in {"localhost", "::1", "[::1]"} or host.startswith("127.")
 
 
-def _parse(response: httpx.Response, model: type[_Reply]) -> _Reply:
-    try:
-        return model.model_validate_json(response.content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise UnexpectedReply(
-            f"The reply of {response.url.path} is not understood: {where}: {first['msg']}."
-        ) from error
-
-
-def _agreed(models: list[ModelEntry]) -> _WindowEntry:
+def _agreed(models: list[ModelEntry]) -> WindowEntry:
     """The one window that all models share, for a service that does not name it."""
     windows = {(entry.input_window_size, entry.sample_period_s, entry.output_sample_index) for entry in models}
     size, period_s, index = next(iter(windows))
     if len(windows) > 1 or size is None or period_s is None:
         raise UnexpectedReply("GET /models does not say which window /disaggregate takes.")
-    return _WindowEntry(input_window_size=size, sample_period_s=period_s, output_sample_index=index)
+    return WindowEntry(input_window_size=size, sample_period_s=period_s, output_sample_index=index)
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -61,6 +61,7 @@ def synthetic_household(seed: int, start: datetime, history_samples: int, sample
         sample_period_s=SAMPLE_PERIOD_S,
         aggregate_w=np.maximum(base + np.sum(list(appliances.values()), axis=0), 1.0),
         appliances_w=appliances,
+        truth="synthetic",
     )
 
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.demo.client import AppliancePower
+from serve_app.demo.replies import AppliancePower
 from serve_app.demo.results import Results, label
 from serve_app.demo.stream import Outcome
 

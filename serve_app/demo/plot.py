@@ -126,13 +126,13 @@ class _Picture:
         highest, lowest = _peak(predicted_kw), 0.0
         text = f"predicted {summary.predicted_kwh:.2f} kWh"
         if summary.measured_kwh is None or measured_w is None:
-            text += ", not measured"
+            text += ", not metered"
         else:
             measured_kw = measured_w[self._span] / 1000.0
             self._fill(axis, -measured_kw, np.zeros_like(measured_kw), _MEASURED)
             highest, lowest = max(highest, _peak(measured_kw)), -max(highest, _peak(measured_kw))
             text += (
-                f", measured {summary.measured_kwh:.2f} kWh   |   "
+                f", {self._results.recording.truth} {summary.measured_kwh:.2f} kWh   |   "
                 f"mean error {summary.mae_w:.1f} W, always-off {summary.always_off_mae_w:.1f} W"
             )
         self._hatch(axis, np.isfinite(predicted_kw))
@@ -141,7 +141,8 @@ class _Picture:
         axis.set_ylim(1.1 * lowest, highest + 0.5 * (highest - lowest))
         place = {"transform": axis.transAxes, "va": "top", "fontsize": 10.5}
         axis.text(0.006, 0.95, label(summary.appliance_id), weight="bold", color=_INK, **place)
-        axis.text(0.998, 0.95, text, ha="right", color=_MUTED, **place)
+        backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # over a hatched stretch
+        axis.text(0.998, 0.95, text, ha="right", color=_MUTED, bbox=backing, **place)
         tick = max(1, round(highest)) if highest >= 0.8 else round(highest, 1)
         axis.set_yticks([0, tick] if lowest == 0 else [-tick, 0, tick])
         axis.set_yticklabels(["0", f"{tick:g}"] if lowest == 0 else [f"{tick:g}", "0", f"{tick:g}"])
@@ -182,7 +183,9 @@ class _Picture:
 
         handles, _ = axis.get_legend_handles_labels()
         if measured:
-            handles.append(Patch(facecolor=_MEASURED, label="Measured (below the line)"))
+            handles.append(
+                Patch(facecolor=_MEASURED, label=f"{self._results.recording.truth.capitalize()} (below the line)")
+            )
         if not self._answered.all():
             handles.append(Patch(label="No prediction", **_GAP))
         axis.legend(

@@ -42,6 +42,7 @@ class Recording:
         aggregate_w: mains in W, shape (n,); NaN where missing.
         appliances_w: measured power in W by `appliance_key`, each of shape (n,); NaN where unknown.
             Never sent to the service.
+        truth: how `appliances_w` came about, as tables and pictures call it: "measured" or "synthetic".
     """
 
     title: str
@@ -49,6 +50,7 @@ class Recording:
     sample_period_s: int
     aggregate_w: FloatArray
     appliances_w: Mapping[str, FloatArray] = field(default_factory=dict)
+    truth: str = "measured"
 
     def __len__(self) -> int:
         return int(self.aggregate_w.size)

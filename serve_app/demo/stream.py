@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve_app.demo.client import Disaggregation
 from serve_app.demo.errors import ServiceError, WindowFailed
 from serve_app.demo.recording import WindowRequest
+from serve_app.demo.replies import Disaggregation
 
 IN_FLIGHT = 4  # enough to hide the commit's latency behind the next windows, few enough to stay a polite client
 GRACE_S = 2.0

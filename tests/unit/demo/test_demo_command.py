@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from serve_app.access.development import DEVELOPMENT_ISSUER
 from serve_app.cli.main import app
-from serve_app.demo.client import Disaggregation
 from serve_app.demo.live import LiveView
 from serve_app.demo.plot import draw
 from serve_app.demo.recording import Recording, plan_windows
+from serve_app.demo.replies import Disaggregation
 from serve_app.demo.results import Results
 from serve_app.demo.stream import Outcome
 
@@ -52,6 +52,8 @@ def test_a_synthetic_day_ends_in_a_picture_and_a_summary(service: Any, tmp_path:
     )
     assert result.exit_code == 0, result.output
     assert "Synthetic household (seed 4)" in result.output
+    assert "synthetic kWh" in result.output
+    assert "measured" not in result.output
     assert "sent 30, acknowledged 30, skipped 0 (mains missing), failed 0" in result.output
     assert "acknowledged 30 of 30" in result.output
     assert len(service.bodies) == 30
@@ -107,6 +109,24 @@ def test_what_cannot_start_says_why(service: Any, arguments: list[str], sentence
     assert result.exit_code == 2
     assert sentence in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("missing", "sentence"), [("matplotlib", "needs matplotlib"), ("pandas", "needs pandas")])
+def test_a_missing_extra_is_named(
+    service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, sentence: str
+) -> None:
+    (tmp_path / "home.csv").write_text("time,power\n")
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = RUN.invoke(app, ["demo", "--url", service.url, "--token", service.token, "--input", "home.csv"])
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert "nilm-serve[tools]" in result.output
+
+
+def test_the_command_line_starts_without_the_extras() -> None:
+    code = "import sys, serve_app.cli.demo; sys.exit(bool({'pandas', 'matplotlib', 'ray', 'torch'} & set(sys.modules)))"
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False, timeout=60).returncode == 0
 
 
 def test_nothing_acknowledged_is_a_failure_without_a_picture(service: Any, tmp_path: Path) -> None:

@@ -55,4 +55,6 @@ def test_programmes_have_their_phases() -> None:
 
 
 def test_it_says_that_it_is_synthetic() -> None:
-    assert synthetic_household(3, START, 0, 10).title == "Synthetic household (seed 3)"
+    home = synthetic_household(3, START, 0, 10)
+    assert home.title == "Synthetic household (seed 3)"
+    assert home.truth == "synthetic"

@@ -135,6 +135,22 @@ async def test_the_services_instant_wins_over_ours(service: Any) -> None:
     assert list(np.flatnonzero(results.answered)) == [12]
 
 
+async def test_a_run_cut_short_counts_only_the_gaps_it_reached(service: Any) -> None:
+    recording = _recording(80)
+    recording.aggregate_w[[20, 60]] = np.nan
+    plan = plan_windows(recording, 10, 7, None, 2)
+    results = Results(recording, plan, ["kettle"])
+    assert (results.skipped, plan.skipped) == (0, 20)
+    outcomes = await _run(service, plan)
+    for outcome in outcomes[:20]:
+        results.add(outcome)
+    assert results.skipped == 10
+    assert results.span() == slice(7, outcomes[19].window.target + 1)
+    for outcome in outcomes[20:]:
+        results.add(outcome)
+    assert results.skipped == 20
+
+
 def test_the_order_of_appliances_is_fixed() -> None:
     assert in_order(["toaster", "microwave", "kettle", "washing_machine", "dishwasher", "ev"]) == (
         "dishwasher",
