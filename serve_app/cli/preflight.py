@@ -6,12 +6,14 @@ Owns the reading of the Serve configuration, the port and the data directory's l
 from __future__ import annotations
 
 import ast
+import difflib
 import errno
 import fcntl
 import importlib.util
 import os
 import socket
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -79,17 +81,41 @@ def _parse(path: Path) -> dict[str, object]:
 
 def _check_schema(path: Path, document: dict[str, object]) -> None:
     # Imported here: Ray takes over a second to import, which `nilm --help` should not pay for.
-    from pydantic import ValidationError  # noqa: PLC0415
-    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415
+    from pydantic import BaseModel, ValidationError  # noqa: PLC0415
+    from ray.serve import schema as serve  # noqa: PLC0415
 
     try:
-        schema = ServeDeploySchema.model_validate(document)
+        config = serve.ServeDeploySchema.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
         raise PreflightRefused(f"{path} is not a Serve configuration: {where}: {first['msg']}.") from error
-    for application in schema.applications:
+    known: dict[str, tuple[object, type[BaseModel]]] = {
+        "the document": (document, serve.ServeDeploySchema),
+        "http_options": (document["http_options"], serve.HTTPOptionsSchema),
+    }
+    for application, given in zip(config.applications, _mappings(document["applications"]), strict=True):
+        known[f"application {application.name}"] = (given, serve.ServeApplicationSchema)
+        for deployment in _mappings(given.get("deployments") or []):
+            known[f"deployment {deployment.get('name')}"] = (deployment, serve.DeploymentSchema)
+    for where, (mapping, schema) in known.items():
+        _check_spelling(path, where, mapping, schema.model_fields)
+    for application in config.applications:
         check_import_path(application.import_path, path.resolve().parent)
+
+
+def _mappings(entries: object) -> list[dict[str, object]]:
+    """The entries of a list that the schema has already found to be a list of mappings."""
+    return entries if isinstance(entries, list) else []
+
+
+def _check_spelling(path: Path, where: str, mapping: object, known: Collection[str]) -> None:
+    """Refuse a key that Serve does not know. Serve ignores it, so a misspelt limit would silently not hold."""
+    for key in mapping if isinstance(mapping, dict) else {}:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise PreflightRefused(f"{path}: {where} has an unknown key {key}{hint}")
 
 
 def check_import_path(import_path: str, folder: Path) -> None:

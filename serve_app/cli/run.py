@@ -43,6 +43,7 @@ from serve_app.settings import SettingsError, load_settings
 POLL_S = 0.3
 DRAIN_TIMEOUT_S = 45.0
 """Serve gives its controller 30 s to stop every replica; a little longer, so that its verdict is heard."""
+FAILURE_GRACE_S = 3.0
 REFUSED = " refused: "
 """How `/ready` says that a replica will not serve a version, which no waiting changes."""
 
@@ -244,7 +245,8 @@ def _stop_after_failure(console: Console, cluster: RayCluster | None, reason: st
         return 1
     try:
         print(f"Ray's logs: {cluster.keep_logs()}", file=sys.stderr)
-        cluster.stop()
+        # Nothing was promised to anybody yet, or Ray is gone: there is nothing to drain.
+        cluster.stop(grace_s=FAILURE_GRACE_S)
     except StopRequested:
         _stop_now(console, cluster)
     console.print("Everything that was started is stopped.")

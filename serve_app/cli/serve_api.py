@@ -114,11 +114,10 @@ def _application(details: Mapping[str, object]) -> ApplicationState:
 
 
 def one_line(message: str) -> str:
-    """What a person needs of Serve's message: the last line of its traceback, or else its first line."""
+    """What a person needs of Serve's message: the exception at the end of a traceback, or else the first line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if not lines:
         return ""
-    chosen = lines[-1] if any(line.startswith("Traceback (") for line in lines) else lines[0]
-    if "Traceback (" in message or not chosen.endswith("Error:"):
-        return chosen[:REASON_CHARACTERS]
-    return f"{chosen} {lines[-1]}"[:REASON_CHARACTERS]
+    # "A replica failed to start with exception. Error:" and then a traceback, whose last line says which.
+    says_more_below = lines[0].endswith(":") or "Traceback (most recent call last)" in message
+    return lines[-1 if says_more_below else 0][:REASON_CHARACTERS]

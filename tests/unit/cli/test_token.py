@@ -1,0 +1,94 @@
+"""Development tokens: their claims, where the secret comes from, and that production makes none."""
+
+from __future__ import annotations
+
+import stat
+import time
+from pathlib import Path
+
+import jwt
+import pytest
+from typer.testing import CliRunner
+
+from serve_app.access.development import (
+    ensure_development_secret,
+    mint_development_token,
+    read_development_secret,
+    token_issuer,
+)
+from serve_app.cli.main import app
+
+SECRET = "k" * 48
+
+
+@pytest.fixture(autouse=True)
+def development(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ENV", "SUPABASE_JWT_SECRET", "SUPABASE_URL", "NILM_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def claims_of(token: str, secret: str = SECRET) -> dict[str, object]:
+    return jwt.decode(token, secret, algorithms=["HS256"], audience="authenticated")
+
+
+def test_the_claims_are_those_of_an_access_token() -> None:
+    claims = claims_of(mint_development_token(SECRET, "ada", 5, "nilm-development", ["demo-home"]))
+    assert claims["sub"] == "ada"
+    assert claims["role"] == "authenticated"
+    assert claims["iss"] == "nilm-development"
+    assert claims["app_metadata"] == {"buildings": ["demo-home"]}
+    assert int(str(claims["exp"])) - int(str(claims["iat"])) == 300
+    assert abs(int(str(claims["iat"])) - time.time()) < 5
+
+
+def test_without_buildings_the_claim_is_left_out_and_an_empty_list_grants_none() -> None:
+    assert "app_metadata" not in claims_of(mint_development_token(SECRET, "ada", 5, "i"))
+    assert claims_of(mint_development_token(SECRET, "ada", 5, "i", []))["app_metadata"] == {"buildings": []}
+
+
+def test_a_token_that_is_never_valid_is_not_made() -> None:
+    with pytest.raises(ValueError, match="at least one minute"):
+        mint_development_token(SECRET, "ada", 0, "i")
+
+
+def test_the_issuer_is_supabases_when_a_project_is_configured() -> None:
+    assert token_issuer("https://project.test/") == "https://project.test/auth/v1"
+    assert token_issuer(None) == "nilm-development"
+
+
+def test_the_secret_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    assert read_development_secret(tmp_path) is None
+    secret = ensure_development_secret(tmp_path)
+    assert len(secret.encode()) >= 32
+    assert ensure_development_secret(tmp_path) == secret == read_development_secret(tmp_path)
+    assert stat.S_IMODE((tmp_path / "dev-secret").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["dev-secret"]
+
+
+def test_the_environments_secret_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_development_secret(tmp_path)
+    monkeypatch.setenv("SUPABASE_JWT_SECRET", SECRET)
+    assert ensure_development_secret(tmp_path) == SECRET
+
+
+def test_the_command_prints_a_token_and_nothing_else(tmp_path: Path) -> None:
+    secret = ensure_development_secret(tmp_path)
+    result = CliRunner().invoke(
+        app,
+        ["token", "--data-dir", str(tmp_path), "--user", "bo", "--buildings", "h1,h2", "--buildings", "h3"],
+    )
+    assert result.exit_code == 0
+    claims = claims_of(result.stdout.strip(), secret)
+    assert claims["sub"] == "bo"
+    assert claims["app_metadata"] == {"buildings": ["h1", "h2", "h3"]}
+
+
+@pytest.mark.parametrize("case", ["production", "no secret"])
+def test_the_command_refuses_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    if case == "production":
+        monkeypatch.setenv("ENV", "production")
+        ensure_development_secret(tmp_path)
+    result = CliRunner().invoke(app, ["token", "--data-dir", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1
