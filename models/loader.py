@@ -82,7 +82,7 @@ class LoadedModel:
         self.entry = entry
         self.device = device
         self.golden = GoldenCheck.SKIPPED
-        self._network = network
+        self.network = network
 
     def predict(self, windows_kw: FloatArray) -> ModelOutput:
         """Mains windows, float32 [n, input_window_size], kW, oldest first -> power and on-probability [n].
@@ -97,7 +97,7 @@ class LoadedModel:
         inputs = torch.from_numpy(self._network_input(windows_kw)).to(self.device)
         # TF32 would cost three digits, more than the golden tolerance, for a model this small no time at all.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            probability, power_w = self._network.estimate(inputs, self.entry.output_sample_index)
+            probability, power_w = self.network.estimate(inputs, self.entry.output_sample_index)
             power_w = power_w.clamp(min=0.0, max=self.entry.max_power_w)
         return ModelOutput(
             predicted_w=power_w.cpu().numpy().astype(np.float32, copy=False),

@@ -7,6 +7,7 @@ import typer
 from serve_app.cli.demo import demo
 from serve_app.cli.run import run
 from serve_app.cli.token import token
+from serve_app.cli.train import evaluate, train
 
 app = typer.Typer(
     name="nilm",
@@ -19,6 +20,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(run)
 app.command()(token)
+app.command()(train)
+app.command()(evaluate)
 
 
 @app.callback()

@@ -1,0 +1,123 @@
+"""Household recordings: which files, whose, under which licence, and how one becomes arrays.
+
+Owns the split: training and validation inside the REFIT homes, the test home never touched before the end.
+Needs the `tools` extra (pandas, pyarrow).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from models.appliances import APPLIANCES
+from models.signal import valid_mask
+
+SAMPLE_PERIOD_S = 60.0
+VALIDATION_SHARE = 0.12
+"""Last part of each training home, long enough for dozens of cycles of the rarest appliance."""
+EMBARGO_S = 86400.0
+"""A day between training and validation: neighbouring windows would otherwise share a cycle."""
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+UK_DALE = "UK-DALE, Kelly & Knottenbelt 2015, doi:10.1038/sdata.2015.7, CC BY 4.0"
+REFIT = "REFIT, Murray, Stankovic & Stankovic 2017, doi:10.1038/sdata.2016.122, CC BY 4.0"
+IDEAL = "IDEAL, Pullinger et al. 2021, doi:10.1038/s41597-021-00921-y, CC BY 4.0"
+COLLECTION = "by way of the DeviceScope collection (Petralia et al.), resampled to 60 s means"
+
+
+class RecordingError(Exception):
+    """A recording is missing or is not what it should be; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One file of one home."""
+
+    home: str
+    file_name: str
+    attribution: str
+
+
+TRAINING_RECORDINGS = (
+    Recording("REFIT House 2", "REFIT_House2_1min.parquet", REFIT),
+    Recording("REFIT House 20", "REFIT_House20_1min.parquet", REFIT),
+)
+TEST_RECORDING = Recording("UK-DALE House 2", "UKDALE_House2_1min.parquet", UK_DALE)
+"""Never trained on, never used to choose anything; every card reports it."""
+UNSEEN_RECORDINGS = {
+    "uk-dale-2": TEST_RECORDING,
+    "ideal-65": Recording("IDEAL Home 65", "IDEAL_House65_1min.parquet", IDEAL),
+}
+"""Homes that `nilm evaluate` can measure on; IDEAL Home 65 has a dishwasher and a washing machine of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """One home on a regular grid of n samples, oldest first. Powers in W, float32 [n]."""
+
+    recording: Recording
+    start: pd.Timestamp
+    aggregate_w: FloatArray
+    valid: BoolArray
+    """False where the mains were not measured: such samples are neither learnt from nor scored."""
+    appliances_w: dict[str, FloatArray]
+
+    def __len__(self) -> int:
+        return int(self.aggregate_w.size)
+
+    @property
+    def first_day(self) -> str:
+        return str(self.start.date())
+
+    @property
+    def last_day(self) -> str:
+        return str((self.start + pd.Timedelta(seconds=SAMPLE_PERIOD_S * (len(self) - 1))).date())
+
+    def part(self, first: int, end: int) -> Home:
+        """Samples [first, end) as a home of their own."""
+        return Home(
+            recording=self.recording,
+            start=self.start + pd.Timedelta(seconds=SAMPLE_PERIOD_S * first),
+            aggregate_w=self.aggregate_w[first:end],
+            valid=self.valid[first:end],
+            appliances_w={name: power[first:end] for name, power in self.appliances_w.items()},
+        )
+
+
+def load_home(folder: Path, recording: Recording) -> Home:
+    """Reads one recording. Raises `RecordingError`, with a sentence that says what is wrong."""
+    if not folder.is_dir():
+        raise RecordingError(f"the data folder {folder} does not exist")
+    path = folder / recording.file_name
+    if not path.is_file():
+        raise RecordingError(f"{folder} has no {recording.file_name} (the recording of {recording.home})")
+    frame = pd.read_parquet(path)
+    if "Aggregate" not in frame.columns or not isinstance(frame.index, pd.DatetimeIndex) or frame.empty:
+        raise RecordingError(f"{path.name} needs a time index, a column Aggregate, and at least one row")
+    # A regular grid, so that window positions are times: absent rows become missing samples.
+    grid = pd.date_range(frame.index[0], frame.index[-1], freq=pd.Timedelta(seconds=SAMPLE_PERIOD_S))
+    frame = frame[~frame.index.duplicated()].reindex(grid)
+    aggregate_w = frame["Aggregate"].to_numpy(dtype=np.float32)
+    valid = valid_mask(aggregate_w, SAMPLE_PERIOD_S)
+    appliances_w: dict[str, FloatArray] = {}
+    for appliance in APPLIANCES.values():
+        if appliance.column in frame.columns:
+            power_w = frame[appliance.column].to_numpy(dtype=np.float32)
+            valid &= np.isfinite(power_w)
+            appliances_w[appliance.appliance_id] = np.nan_to_num(power_w, nan=0.0)
+    return Home(recording, grid[0], np.nan_to_num(aggregate_w, nan=0.0), valid, appliances_w)
+
+
+def split(home: Home) -> tuple[Home, Home]:
+    """(training, validation): the last `VALIDATION_SHARE` of the samples, after an embargo of a day."""
+    first_validation = int(len(home) * (1.0 - VALIDATION_SHARE))
+    embargo = int(EMBARGO_S / SAMPLE_PERIOD_S)
+    if first_validation <= embargo:
+        raise RecordingError(f"the recording of {home.recording.home} is too short to split")
+    return home.part(0, first_validation - embargo), home.part(first_validation, len(home))

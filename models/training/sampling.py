@@ -1,0 +1,153 @@
+"""Training batches: windows of real mains, and windows composed from the parts of several homes.
+
+A model that has seen two homes learns their base load and their one kettle. Composed windows put the activations
+of one home into the background of another, beside other appliances' activations, stretched and scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.appliances import Appliance
+from models.appliances import appliance as find_appliance
+from models.signal import MAINS_CLIP_W
+from models.training.labels import on_state, runs
+from models.training.recordings import SAMPLE_PERIOD_S, Home
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+MIN_VALID_SHARE = 0.8
+"""Windows with more missing mains than a fifth teach little but "zero mains"."""
+LOW_POWER_W = 600.0
+"""Below: motors, pumps, electronics. Above: heating. The two vary apart from each other between machines."""
+LOW_POWER_FACTORS = (0.7, 2.0)
+"""Motors differ in size, and some meters record VA where others record W: up to twice for a drum motor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """b windows of W samples: float32 [b, W]. `weight` is zero where the mains were not measured."""
+
+    mains_w: FloatArray
+    power_w: FloatArray
+    state: FloatArray
+    weight: FloatArray
+
+
+class BatchSampler:
+    """Endless batches for one appliance from the training parts of the homes; the same seed, the same batches."""
+
+    def __init__(self, homes: Sequence[Home], target: Appliance, window: int, seed: int) -> None:
+        self.target = target
+        self.window = window
+        self._rng = np.random.default_rng(seed)
+        self._names = sorted(set.intersection(*(set(home.appliances_w) for home in homes)))
+        if target.appliance_id not in self._names:
+            raise ValueError(f"not every training home has a {target.appliance_id}")
+        self._mains = np.concatenate([home.aggregate_w for home in homes])
+        self._valid = np.concatenate([home.valid for home in homes])
+        self._power = {name: np.concatenate([home.appliances_w[name] for home in homes]) for name in self._names}
+        self._residual = np.maximum(self._mains - sum(self._power.values()), 0.0).astype(np.float32)
+        states = {
+            name: np.concatenate(
+                [on_state(home.appliances_w[name], find_appliance(name), SAMPLE_PERIOD_S) for home in homes]
+            )
+            for name in self._names
+        }
+        self._state = states[target.appliance_id].astype(np.float32)
+        self._activations = {name: runs(state) for name, state in states.items()}
+        self._starts = self._usable_starts(homes)
+        if self._starts.size == 0 or self._activations[target.appliance_id].size == 0:
+            raise ValueError(f"the training homes hold no usable window or no {target.appliance_id} cycle")
+        self._usable = np.zeros(self._mains.size, dtype=np.bool_)
+        self._usable[self._starts] = True
+
+    def batch(self, size: int) -> Batch:
+        """The next `size` windows, the first half real and the second half composed."""
+        real = self._real(size - size // 2)
+        composed = self._composed(size // 2)
+        return Batch(*(np.concatenate(pair) for pair in zip(real, composed, strict=True)))
+
+    def _real(self, size: int) -> tuple[FloatArray, ...]:
+        starts = self._mixed_starts(self.target.appliance_id, size, share_active=0.6)
+        positions = starts[:, None] + np.arange(self.window)
+        factor = self._rng.uniform(0.9, 1.1, (size, 1)).astype(np.float32)
+        return (
+            np.clip(self._mains[positions] * factor, 0.0, MAINS_CLIP_W),
+            self._power[self.target.appliance_id][positions] * factor,
+            self._state[positions],
+            self._valid[positions].astype(np.float32),
+        )
+
+    def _composed(self, size: int) -> tuple[FloatArray, ...]:
+        background = self._random_starts(size)[:, None] + np.arange(self.window)
+        mains = self._residual[background] * self._rng.uniform(0.7, 1.4, (size, 1)).astype(np.float32)
+        target_w = np.zeros_like(mains)
+        state = np.zeros_like(mains)
+        for name in self._names:
+            is_target = name == self.target.appliance_id
+            starts = self._mixed_starts(name, size, share_active=0.6 if is_target else 0.5)
+            centre = self.window // 2
+            stretch = self._rng.uniform(0.8, 1.25, (size, 1)) if self._long(name) else np.ones((size, 1))
+            offsets = centre + (np.arange(self.window) - centre) * stretch
+            positions = np.clip(np.rint(starts[:, None] + offsets).astype(np.int64), 0, self._mains.size - 1)
+            power = self._varied(name, self._power[name][positions])
+            if is_target:
+                target_w, state = power, self._state[positions]
+            else:
+                # Not every background has every machine.
+                power = power * (self._rng.random((size, 1)) < 0.7)
+            mains = mains + power
+        return (
+            np.clip(mains, 0.0, MAINS_CLIP_W).astype(np.float32),
+            target_w.astype(np.float32),
+            state,
+            self._valid[background].astype(np.float32),
+        )
+
+    def _varied(self, name: str, power_w: FloatArray) -> FloatArray:
+        size = power_w.shape[0]
+        low, high = (0.7, 1.3) if name == "microwave" else (0.85, 1.12)
+        factor = self._rng.uniform(low, high, (size, 1)).astype(np.float32)
+        if not self._long(name):
+            return power_w * factor
+        least, most = (float(np.log(bound)) for bound in LOW_POWER_FACTORS)
+        low_factor = np.exp(self._rng.uniform(least, most, (size, 1))).astype(np.float32)
+        return np.where(power_w < LOW_POWER_W, power_w * low_factor, power_w * factor)
+
+    @staticmethod
+    def _long(name: str) -> bool:
+        """True for machines with programmes: their phases stretch; a kettle's minute does not."""
+        return find_appliance(name).min_on_s >= 600.0
+
+    def _usable_starts(self, homes: Sequence[Home]) -> IntArray:
+        usable: list[IntArray] = []
+        offset = 0
+        for home in homes:
+            if len(home) >= self.window:
+                total = np.concatenate(([0], np.cumsum(home.valid)))
+                share = (total[self.window :] - total[: -self.window]) / self.window
+                usable.append(np.flatnonzero(share >= MIN_VALID_SHARE) + offset)
+            offset += len(home)
+        return np.concatenate(usable) if usable else np.empty(0, dtype=np.int64)
+
+    def _random_starts(self, size: int) -> IntArray:
+        return self._rng.choice(self._starts, size)
+
+    def _mixed_starts(self, name: str, size: int, share_active: float) -> IntArray:
+        """Window starts, `share_active` of them with an activation of `name` at a uniformly random place."""
+        starts = self._random_starts(size)
+        activations = self._activations[name]
+        if activations.size == 0:
+            return starts
+        chosen = activations[self._rng.integers(0, len(activations), size)]
+        # A random sample of the cycle at a random place of the window: every output position learns alike.
+        sample = chosen[:, 0] + (self._rng.random(size) * (chosen[:, 1] - chosen[:, 0])).astype(np.int64)
+        candidate = np.clip(sample - self._rng.integers(0, self.window, size), 0, self._mains.size - self.window)
+        take = self._usable[candidate] & (self._rng.random(size) < share_active)
+        return np.where(take, candidate, starts)
