@@ -97,5 +97,8 @@ Persistence = serve.deployment(
     # A surge would start the new owner of the SQLite file while the old one still holds it.
     max_surge_percent=0,
     graceful_shutdown_timeout_s=20,
+    # A dead replica is noticed at the next health check, and until then nothing can be acknowledged; at Serve's
+    # default of 10 s that was 12 s without a store.
+    health_check_period_s=1,
     ray_actor_options={"num_cpus": 0.2},
 )(PersistenceReplica)
