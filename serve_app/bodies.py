@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from serve_app.problems import FieldError, Problem, Problems
 from serve_app.schemas import MAX_MAINS_KW
@@ -17,13 +17,16 @@ B = TypeVar("B", bound=BaseModel)
 
 
 async def read_json(request: Request, body_type: type[B]) -> B:
-    """The body as `body_type`. Raises Problem: 415 wrong type or encoding, 400 not JSON, 422 not valid."""
+    """The body as `body_type`. Raises Problem: 415 wrong type or encoding, 400 cut short or not JSON, 422 not valid."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Problem(Problems.UNSUPPORTED_MEDIA_TYPE, "Send the body as application/json.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(Problems.UNSUPPORTED_MEDIA_TYPE, "Compressed bodies are not accepted.")
-    raw = await request.body()
+    try:
+        raw = await request.body()
+    except ClientDisconnect:
+        raise Problem(Problems.BAD_REQUEST, "The body ended before it was complete.") from None
     try:
         return body_type.model_validate_json(raw)
     except ValidationError as error:

@@ -47,6 +47,7 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         docs_url=None if production else "/docs",
         redoc_url=None,
         openapi_url=None if production else "/openapi.json",
+        redirect_slashes=False,  # the redirect's address would come from the Host header; a wrong path is a 404
     )
     app.state.services = services
     for router in (inference.router, models.router, health.router):

@@ -5,6 +5,7 @@ Order, outermost first: CORS (so that every refusal carries it), request context
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -20,6 +21,8 @@ from serve_app.problems import Problem, Problems, problem_response
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
+CLIENT_GONE = 499
+"""Logged and counted, never sent: nginx's code for a client that hung up. As a 500 it would raise our alarms."""
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -92,6 +95,10 @@ class RequestContextMiddleware:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            if not started:
+                status = CLIENT_GONE
+            raise
         except Exception:
             # The last line of defence: the client gets no internals, the log gets everything.
             self._logger.exception("request crashed", extra={"fields": {"request_id": context.request_id}})

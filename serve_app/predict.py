@@ -32,6 +32,8 @@ from serve_app.schemas import (
 )
 
 W_PER_KW = 1000.0
+MODELS_SHARE = 0.7
+"""What the models of one `/disaggregate` get of the time left: one that hangs must leave time to store the others."""
 T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -87,7 +89,8 @@ class Predictor:
         if len(window) != plan.input_window_size:
             detail = f"The window must hold exactly {plan.input_window_size} samples of {plan.sample_period_s:g} s."
             raise Problem(Problems.WINDOW_LENGTH, detail, [FieldError("/window", detail)])
-        answers = await _timed(context, "infer", self._fan_out(plan, window, context.deadline_s))
+        models_until_s = time.time() + context.remaining_s() * MODELS_SHARE
+        answers = await _timed(context, "infer", self._fan_out(plan, window, models_until_s))
         if not answers:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
         instant = _sample_time(window_end, len(window), plan.output_sample_index, plan.sample_period_s)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from starlette.datastructures import MutableHeaders
 from deployments.contracts import (
     ApplianceStatus,
     Inference,
+    InferenceRefusal,
+    InferenceRefused,
     InferenceRequest,
     InferenceResult,
     Persisted,
@@ -86,6 +88,8 @@ class FakeAppliance:
 
     async def _infer(self, request: InferenceRequest) -> InferenceResult:
         self.windows.append([round(float(v), 5) for v in request.window_kw])
+        if request.window_kw.shape != (self.window_size,):
+            return InferenceRefused(InferenceRefusal.WINDOW_LENGTH, "", input_window_size=self.window_size)
         if self.answer is not None:
             outcome = self.answer(request)
             result: InferenceResult = await outcome if asyncio.iscoroutine(outcome) else outcome
@@ -318,9 +322,9 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def kit() -> Iterator[SimpleNamespace]:
+def kit() -> SimpleNamespace:
     """The parts above, for tests that build their own variant (test modules cannot import a conftest)."""
-    yield SimpleNamespace(
+    return SimpleNamespace(
         start=start,
         mint=mint,
         infer_body=infer_body,

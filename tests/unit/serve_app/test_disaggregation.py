@@ -76,9 +76,8 @@ def test_no_ready_model_has_no_plan() -> None:
     assert plan_windows([status("kettle", None, None, None)]) is None
 
 
-SHAPES = st.dictionaries(
-    st.sampled_from("abcdef"), st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))), min_size=1
-)  # fmt: skip
+SIZE_AND_INDEX = st.integers(1, 40).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
+SHAPES = st.dictionaries(st.sampled_from("abcdef"), SIZE_AND_INDEX, min_size=1)
 
 
 @given(SHAPES)
