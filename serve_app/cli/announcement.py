@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -25,7 +26,14 @@ TOKEN_MINUTES = 8 * 60
 SHELL_FILE_NAME = "serve-env.sh"
 
 
-def announce(console: Console, config: ServeConfig, cluster: RayCluster, production: bool, seconds: float) -> None:
+def announce(
+    console: Console,
+    config: ServeConfig,
+    cluster: RayCluster,
+    production: bool,
+    seconds: float,
+    not_ready: Sequence[str],
+) -> None:
     """Print it all; in production neither a token nor a request, for whoever reads the log could use them."""
     shell_file = cluster.data_dir / SHELL_FILE_NAME
     write_private_file(
@@ -35,7 +43,9 @@ def announce(console: Console, config: ServeConfig, cluster: RayCluster, product
     )
     serve = f". {shlex.quote(str(shell_file))} && {shlex.quote(str(Path(sys.executable).with_name('serve')))}"
     lines = [
-        f"Ready after {seconds:.0f} s. Ctrl-C drains and stops; data stays in {cluster.data_dir}",
+        f"{'Running, NOT ready,' if not_ready else 'Ready'} after {seconds:.0f} s. "
+        f"Ctrl-C drains and stops; data stays in {cluster.data_dir}",
+        *(f"  Not ready    {reason}" for reason in not_ready),
         "",
         f"  Service      {config.local_url}",
         f"  Dashboard    {cluster.dashboard_url}  (its token: cat {shlex.quote(str(cluster.token_path))})",

@@ -1,7 +1,7 @@
 """`nilm run`: one command from a checkout to a service that answers, and back to nothing.
 
 Owns the order of things: check, start Ray, deploy, wait until ready, announce, watch, drain, stop. How each is
-done lives beside it: `preflight`, `cluster`, `serve_api`, `progress`, `announcement`, `service_logs`.
+done lives beside it: `preflight`, `cluster`, `readiness`, `progress`, `announcement`, `service_logs`.
 Exit codes: 0 stopped on request; 1 the service could not start or died; 2 refused before anything was started;
 130 stopped by a second Ctrl-C without draining.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import httpx
 import typer
 from rich.console import Console
 
@@ -36,7 +35,8 @@ from serve_app.cli.preflight import (
 )
 from serve_app.cli.processes import OwnedProcesses
 from serve_app.cli.progress import StartProgress
-from serve_app.cli.serve_api import RUNNING, ServeApi, ServeApiError
+from serve_app.cli.readiness import Start, StartFailed
+from serve_app.cli.serve_api import ServeApi, ServeApiError
 from serve_app.cli.service_logs import LogFollower
 from serve_app.settings import SettingsError, load_settings
 
@@ -44,12 +44,6 @@ POLL_S = 0.3
 DRAIN_TIMEOUT_S = 45.0
 """Serve gives its controller 30 s to stop every replica; a little longer, so that its verdict is heard."""
 FAILURE_GRACE_S = 3.0
-REFUSED = " refused: "
-"""How `/ready` says that a replica will not serve a version, which no waiting changes."""
-
-
-class StartFailed(Exception):
-    """The service cannot become ready; the message says why in one sentence."""
 
 
 class StopRequested(Exception):
@@ -142,10 +136,8 @@ def _serve(
         cluster = RayCluster.start(os.environ, data_dir, config.path.resolve().parent, num_cpus)
         api = ServeApi(cluster.dashboard_url, cluster.token_path.read_text().strip())
         with StartProgress(console) as progress:
-            refused = _become_ready(cluster, api, config, progress, started + start_timeout)
-        for reason in refused:
-            print(f"Not served, the other appliances are: {reason}", file=sys.stderr)
-        announce(console, config, cluster, production, time.monotonic() - started)
+            reasons = Start(api, config, progress, cluster.failure, started + start_timeout).bring_up()
+        announce(console, config, cluster, production, time.monotonic() - started, reasons)
         follower = LogFollower(cluster.serve_logs)
         while (failure := cluster.failure()) is None:
             if production:
@@ -162,65 +154,6 @@ def _serve(
             OwnedProcesses(data_dir, {cluster.process.pid} if cluster else set()).end(grace_s=0.0)
         if api is not None:
             api.close()
-
-
-def _become_ready(
-    cluster: RayCluster, api: ServeApi, config: ServeConfig, progress: StartProgress, give_up: float
-) -> list[str]:
-    """Wait until the service is ready; returns the refused versions it is up without."""
-
-    def check(waiting_for: str) -> None:
-        if (failure := cluster.failure()) is not None:
-            raise StartFailed(failure)
-        if time.monotonic() > give_up:
-            raise StartFailed(f"Not ready in time: {waiting_for}")
-        time.sleep(POLL_S)
-
-    progress.step("Ray", "starting")
-    while not api.is_up():
-        check("Ray's dashboard does not answer.")
-    progress.step("Ray", "running", done=True)
-    progress.step("Serve", "deploying")
-    api.deploy(config.document)
-    progress.step("Serve", "running", done=True)
-    while True:
-        applications = api.applications() or ()
-        for application in applications:
-            for deployment in application.deployments:
-                done = deployment.status == "HEALTHY"
-                progress.step(deployment.name, f"{deployment.status.lower()} {deployment.reason}", done=done)
-            if application.failure is not None:
-                raise StartFailed(f"The {application.failure}")
-        if applications and all(application.status == RUNNING for application in applications):
-            break
-        check("; ".join(f"{a.name} is {a.status} {a.reason}".strip() for a in applications) or "no status")
-    while reasons := _not_ready(config):
-        progress.step("GET /ready", "; ".join(reasons))
-        refused = [reason for reason in reasons if REFUSED in reason]
-        if refused == reasons:
-            # Only versions that failed their checks are missing, and they will not mend by waiting. The other
-            # appliances serve, so the service stays up and says what it lacks.
-            if len(refused) == len(config.appliances):
-                raise StartFailed(f"No model version can be served: {'; '.join(refused)}")
-            return refused
-        check(f"GET {config.local_url}/ready says {'; '.join(reasons)}")
-    progress.step("GET /ready", "200", done=True)
-    return []
-
-
-def _not_ready(config: ServeConfig) -> list[str]:
-    """Empty when the service says it is ready, else what it says instead."""
-    try:
-        reply = httpx.get(f"{config.local_url}/ready", timeout=5.0, trust_env=False)
-    except httpx.TransportError as error:
-        return [f"no answer ({type(error).__name__})"]
-    if reply.status_code == httpx.codes.OK:
-        return []
-    try:
-        reasons = reply.json()["reasons"]
-    except (ValueError, KeyError, TypeError):
-        return [f"{reply.status_code} {reply.text[:200]}".strip()]
-    return [str(reason) for reason in reasons]
 
 
 def _stop_gracefully(console: Console, cluster: RayCluster | None, api: ServeApi | None) -> int:
