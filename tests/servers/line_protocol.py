@@ -106,7 +106,8 @@ def _field_value(body: str, start: int) -> tuple[Value, int]:
 
 
 def _string(body: str, start: int) -> tuple[str, int]:
-    characters, at = [], start
+    characters: list[str] = []
+    at = start
     while at < len(body):
         if body[at] == '"':
             return "".join(characters), at + 1
