@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ class Predictor:
     appliances: Mapping[str, Any]
     persistence: Any
     catalogue: Catalogue
+    # The loop itself keeps tasks only weakly: one whose client hung up would have no other owner.
+    writes: set[asyncio.Task[Persisted]] = field(default_factory=set)
 
     async def infer(self, body: InferRequest, principal: Principal, context: RequestContext) -> InferResponse:
         """One appliance. Raises Problem; returns only when the prediction is durable."""
@@ -136,6 +138,8 @@ class Predictor:
         record_set = RecordSet(points=points, deadline_s=context.deadline_s)
         write: Coroutine[Any, Any, Persisted] = persist(self.persistence, record_set)
         task = asyncio.create_task(write, context=contextvars.Context())
+        self.writes.add(task)
+        task.add_done_callback(self.writes.discard)
         await _timed(context, "persist", asyncio.shield(task))
 
 
