@@ -86,6 +86,8 @@ class ApplianceModel:
                 logger.exception("loading %s %s failed", self._appliance_id, version)
                 self._refuse(version, "load_failed", type(error).__name__)
             else:
+                if version != self._wanted and self._serving is not None:
+                    return  # Rolled back while it loaded: it must not serve, not even until the next one is ready.
                 self._serving = model
                 self._refused = None
                 logger.info("%s serves version %s", self._appliance_id, version)
