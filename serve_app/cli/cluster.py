@@ -56,7 +56,8 @@ def cluster_environment(
     environment = {
         name: value for name, value in base.items() if name not in {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"}
     }
-    haproxy = temp_dir / "haproxy"
+    # Right below the temporary directory: Serve adds the node's 56 hex digits, and HAProxy allows a socket 97 bytes.
+    haproxy = temp_dir
     environment.update(
         {
             OWNER_VARIABLE: str(data_dir),
@@ -83,6 +84,8 @@ def cluster_environment(
     if base.get("ENV") == "production":
         # Together they cut the CPU time of a request to a quarter; the pair only makes sense together.
         defaults |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+        # Serve's 30 s are for load balancers that poll; ours learns of a leaving replica within a second.
+        defaults |= {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5"}
     return defaults | environment
 
 
