@@ -127,6 +127,8 @@ class RayCluster:
         # 0 lets the kernel choose; Ray would otherwise refuse every port above that lies in 10002-19999.
         command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         command += [f"--ray-client-server-port={free_port()}", "--disable-usage-stats", "--no-monitor"]
+        # It copies worker output to drivers, of which there is none, at the price of one more Python process.
+        command += ["--include-log-monitor=false"]
         if num_cpus is not None:
             command.append(f"--num-cpus={num_cpus}")
         with (data_dir / RAY_OUTPUT_FILE_NAME).open("wb") as output:
