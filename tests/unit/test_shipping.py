@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from dockerfile_parse import DockerfileParser
 from dotenv import dotenv_values
+from fastapi.routing import APIRoute
 
+from serve_app.routes import health
 from serve_app.settings import Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,3 +163,12 @@ def test_make_says_what_is_missing_when_there_is_no_fitting_python(tmp_path: Pat
     )
     assert result.returncode != 0
     assert "needs Python 3.11 or 3.12" in result.stderr
+
+
+def test_the_scrape_configuration_asks_the_route_that_exists_with_a_credential() -> None:
+    document = yaml.safe_load((ROOT / "configs/prometheus/scrape.yaml").read_text())
+    (job,) = document["scrape_configs"]
+    assert job["metrics_path"] in {route.path for route in health.router.routes if isinstance(route, APIRoute)}
+    assert job["authorization"]["credentials_file"]
+    served = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["http_options"]
+    assert job["static_configs"][0]["targets"] == [f"{served['host']}:{served['port']}"]
