@@ -37,7 +37,7 @@ WEAK_SAE = 0.3
 GENERAL_WEAKNESSES = (
     "Two training homes are few: figures on another home can be better or worse than on the one tested here.",
     "The training mains are active power (W); homes metered in apparent power (VA) look different, motors most.",
-    "An interval is only seen until {ahead:g} minutes after the instant: the answer is provisional for that long.",
+    "It sees {ahead:g} minutes beyond the instant it answers for: no answer comes sooner, and none is revised.",
 )
 
 

@@ -24,14 +24,17 @@ from models.training.recordings import SAMPLE_PERIOD_S, Home
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
+"""Called with (windows done, windows to do)."""
 
 THRESHOLDS = np.round(np.arange(0.05, 0.96, 0.05), 2)
+GATES = np.concatenate(([0.01, 0.02, 0.03], THRESHOLDS))
+"""Finer below: a kettle's first half minute is under its on-threshold, yet it is power that should not be lost."""
 VALIDATION_STRIDE = 4
 """Every fourth minute: neighbouring windows say nearly the same, and this is only to choose, not to report."""
 
 
-def ignore_progress(_: int) -> None:
+def ignore_progress(_done: int, _total: int) -> None:
     """For callers that show nothing."""
 
 
@@ -96,25 +99,26 @@ def raw_outputs(
 ) -> list[RawOutputs]:
     """Outputs at each of `indices` for every `stride`-th window of `home`; one forward serves all indices.
 
-    `progress` is told the windows done. Raises `ValueError` for a home shorter than one window.
+    Raises `ValueError` for a home shorter than one window.
     """
     series = normalise(home.aggregate_w, MAINS_MEAN_W, MAINS_STD_W, clip_w=MAINS_CLIP_W)
     windows = sliding_windows(series, window, stride)
     device = next(network.parameters()).device
     columns = torch.tensor(list(indices), device=device)
-    logits: list[FloatArray] = []
-    powers: list[FloatArray] = []
+    starts = np.arange(len(windows)) * stride
+    # Windows whose every asked sample is missing are not scored, so they are not computed; their outputs stay 0.
+    needed = np.flatnonzero(np.any([home.valid[starts + index] for index in indices], axis=0))
+    logit = np.zeros((len(windows), len(indices)), dtype=np.float32)
+    power = np.zeros_like(logit)
     with torch.inference_mode():
-        for first in range(0, len(windows), batch_size):
-            batch = np.ascontiguousarray(windows[first : first + batch_size])
-            on_logit, power_w = network(torch.from_numpy(batch).to(device))
-            logits.append(on_logit[:, columns].cpu().numpy())
-            powers.append(power_w[:, columns].cpu().numpy())
-            progress(len(batch))
-    logit, power = np.concatenate(logits), np.concatenate(powers)
+        for first in range(0, len(needed), batch_size):
+            chosen = needed[first : first + batch_size]
+            on_logit, power_w = network(torch.from_numpy(windows[chosen]).to(device))
+            logit[chosen] = on_logit[:, columns].cpu().numpy()
+            power[chosen] = power_w[:, columns].cpu().numpy()
+            progress(first + len(chosen), len(needed))
     true_w = home.appliances_w[appliance.appliance_id]
     state = on_state(true_w, appliance, SAMPLE_PERIOD_S)
-    starts = np.arange(len(windows)) * stride
     return [
         RawOutputs(
             logit=logit[:, column],
@@ -146,11 +150,11 @@ def decide(outputs: RawOutputs, appliance: Appliance) -> Decision:
     probability = calibration.probability(outputs.logit)
     power_w = np.clip(outputs.power_w, 0.0, appliance.max_power_w)
     true_w = outputs.true_w.astype(np.float64)
-    errors = [mae(true_w, np.where(probability >= gate, power_w, 0.0)) for gate in THRESHOLDS]
+    errors = [mae(true_w, np.where(probability >= gate, power_w, 0.0)) for gate in GATES]
     states = [f1(outputs.state, probability >= threshold) for threshold in THRESHOLDS]
     return Decision(
         calibration=calibration,
-        power_gate=float(THRESHOLDS[int(np.argmin(errors))]),
+        power_gate=float(GATES[int(np.argmin(errors))]),
         state_threshold=float(THRESHOLDS[int(np.argmax(states))]),
     )
 

@@ -30,8 +30,8 @@ from models.training.recordings import SAMPLE_PERIOD_S
 
 GOLDEN_WINDOWS = 8
 GOLDEN_CANDIDATES = 64
-GATE_MARGIN = 0.02
-"""Golden probabilities keep this distance from the gate, where a rounding difference would switch the power."""
+GATE_MARGIN = 0.4
+"""Golden probabilities keep this share of the way to 0 and 1 off the gate, where rounding switches the power."""
 
 
 class VersionExists(Exception):
@@ -132,7 +132,7 @@ def golden_content(model: LoadedModel, appliance: Appliance, gate: float) -> byt
     entry = model.entry
     windows_kw = synthetic_windows_kw(appliance, entry.input_window_size, entry.output_sample_index, GOLDEN_CANDIDATES)
     probability = model.predict(windows_kw).on_probability
-    usable = np.flatnonzero(np.abs(probability - gate) > GATE_MARGIN)
+    usable = np.flatnonzero(np.abs(probability - gate) > GATE_MARGIN * min(gate, 1.0 - gate))
     ordered = usable[np.argsort(-probability[usable], kind="stable")]
     half = GOLDEN_WINDOWS // 2
     chosen = np.concatenate((ordered[:half], ordered[half:][-half:]))

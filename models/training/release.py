@@ -112,15 +112,14 @@ def test_on(
 ) -> tuple[HomeReport, HomeReport]:
     """The unseen home, every window: (served sample, centred sample), with the same decision for both."""
     indices = (recipe.window - 1 - look_ahead, recipe.window // 2)
-    total = max(len(home) - recipe.window + 1, 0)
-    done = 0
-
-    def windows_done(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(f"testing on {home.recording.home}", done, total)
-
-    outputs = raw_outputs(network, home, appliance, recipe.window, indices, progress=windows_done)
+    outputs = raw_outputs(
+        network,
+        home,
+        appliance,
+        recipe.window,
+        indices,
+        progress=lambda done, total: progress(f"testing on {home.recording.home}", done, total),
+    )
     served, centred = (report(part, decision, appliance, index) for part, index in zip(outputs, indices, strict=True))
     return served, centred
 
