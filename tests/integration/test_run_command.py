@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,9 @@ def nilm_run(
             if process.poll() is None:
                 process.kill()
             OwnedProcesses(data_dir).end(grace_s=0.0)
+            # A killed run leaves its temporary directory to the next one, which no test starts.
+            if (link := data_dir / "ray-temp").is_symlink():
+                shutil.rmtree(link.readlink(), ignore_errors=True)
 
 
 def read_until(process: subprocess.Popen[str], beginning: str) -> tuple[str, list[str]]:
