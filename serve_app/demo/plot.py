@@ -212,8 +212,8 @@ class _Picture:
         axes[-1].set_xlim(begin, end)
         short = end - begin <= timedelta(hours=36)
         # mypy sees no types in matplotlib.dates
-        axes[-1].xaxis.set_major_locator(dates.AutoDateLocator(minticks=5, maxticks=13))  # type: ignore[no-untyped-call]
-        axes[-1].xaxis.set_major_formatter(dates.DateFormatter("%H:%M" if short else "%d %b %H:%M"))  # type: ignore[no-untyped-call]
+        axes[-1].xaxis.set_major_locator(dates.AutoDateLocator(minticks=5, maxticks=13))
+        axes[-1].xaxis.set_major_formatter(dates.DateFormatter("%H:%M" if short else "%d %b %H:%M"))
         axes[-1].set_xlabel("Time (UTC)", color=_INK)
 
 
