@@ -30,6 +30,9 @@ Progress = Callable[[int, int], None]
 THRESHOLDS = np.round(np.arange(0.05, 0.96, 0.05), 2)
 GATES = np.concatenate(([0.01, 0.02, 0.03], THRESHOLDS))
 """Finer below: a kettle's first half minute is under its on-threshold, yet it is power that should not be lost."""
+PROGRAMME_S = 600.0
+"""Appliances that run at least this long have programmes. A wrongly found one costs an hour of power, and a home
+not seen before has other machines that resemble it: power is then given only where the state is on."""
 VALIDATION_STRIDE = 4
 """Every fourth minute: neighbouring windows say nearly the same, and this is only to choose, not to report."""
 
@@ -152,11 +155,11 @@ def decide(outputs: RawOutputs, appliance: Appliance) -> Decision:
     true_w = outputs.true_w.astype(np.float64)
     errors = [mae(true_w, np.where(probability >= gate, power_w, 0.0)) for gate in GATES]
     states = [f1(outputs.state, probability >= threshold) for threshold in THRESHOLDS]
-    return Decision(
-        calibration=calibration,
-        power_gate=float(GATES[int(np.argmin(errors))]),
-        state_threshold=float(THRESHOLDS[int(np.argmax(states))]),
-    )
+    power_gate = float(GATES[int(np.argmin(errors))])
+    state_threshold = float(THRESHOLDS[int(np.argmax(states))])
+    if appliance.min_on_s >= PROGRAMME_S:
+        power_gate = max(power_gate, state_threshold)
+    return Decision(calibration, power_gate, state_threshold)
 
 
 def validation_summary(outputs: RawOutputs, appliance: Appliance) -> dict[str, float]:

@@ -55,25 +55,20 @@ def f1(y_state: BoolArray, p_state: BoolArray) -> float:
 
 
 def cycle_f1(y_state: BoolArray, p_state: BoolArray, iou: float = CYCLE_IOU) -> float:
-    """F1 of whole cycles: a true and a predicted cycle match, one to one, when they overlap by IoU >= `iou`.
+    """F1 of whole cycles: a true and a predicted cycle match when they overlap by IoU >= `iou`, at least 0.5.
 
-    For IoU >= 0.5 at most one predicted cycle can match a true one, so the order of matching is immaterial
-    (except at exactly 0.5, where each is still used once).
+    Matches are one to one by themselves: a cycle that touches two others also covers the gap between them, so
+    it cannot share half of its union with both.
     """
     true_cycles, found_cycles = runs(y_state), runs(p_state)
-    used: set[int] = set()
     matched = 0
     for start, end in true_cycles:
         first = int(np.searchsorted(found_cycles[:, 1], start, side="right"))
-        for index in range(first, len(found_cycles)):
-            found_start, found_end = found_cycles[index]
+        for found_start, found_end in found_cycles[first:]:
             if found_start >= end:
                 break
             overlap = min(end, found_end) - max(start, found_start)
-            if index not in used and overlap / (max(end, found_end) - min(start, found_start)) >= iou:
-                used.add(index)
-                matched += 1
-                break
+            matched += overlap / (max(end, found_end) - min(start, found_start)) >= iou
     return _ratio(2.0 * matched, float(len(true_cycles) + len(found_cycles))) if matched else 0.0
 
 
