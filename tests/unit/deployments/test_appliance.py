@@ -434,11 +434,24 @@ async def test_an_output_that_is_not_finite_is_refused_alone(
     assert [getattr(r, "reason", None) for r in results] == [None, InferenceRefusal.BAD_OUTPUT, None]
 
 
-async def test_a_batch_answers_in_its_order(kettle: ApplianceModel) -> None:
+async def test_every_caller_of_a_batch_gets_its_own_answer(
+    kettle: ApplianceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await deploy(kettle, "1.0.0")
-    windows = [np.full(WINDOW, level, dtype=np.float32) for level in (0.0, 1.0, 2.0, 3.0)]
-    results = await run_batch(kettle, *(request(window) for window in windows))
-    assert [r.aggregate_kw for r in results if isinstance(r, Inference)] == [0.0, 1.0, 2.0, 3.0]
+    assert kettle._serving is not None
+
+    def predict(windows_kw: Any) -> ModelOutput:
+        return ModelOutput(windows_kw[:, 0] * 1000, windows_kw[:, 0] / 4)
+
+    monkeypatch.setattr(kettle._serving, "predict", predict)
+    levels = [0.0, 1.0, 2.0, 3.0]
+    windows = [request(np.full(WINDOW, level)) for level in levels]
+    results = await run_batch(kettle, windows[0], request([]), *windows[1:])
+    answers = [r for r in results if isinstance(r, Inference)]
+    assert [r.predicted_w for r in answers] == [0.0, 1000.0, 2000.0, 3000.0]
+    assert [r.on_probability for r in answers] == [0.0, 0.25, 0.5, 0.75]
+    assert [r.aggregate_kw for r in answers] == levels
+    assert isinstance(results[1], InferenceRefused)
 
 
 async def test_without_a_model_every_call_of_a_batch_is_refused(kettle: ApplianceModel) -> None:
