@@ -47,7 +47,7 @@ class Decision:
 
     calibration: Calibration
     power_gate: float
-    """Probability below which power is zero: the gate with the least MAE."""
+    """Probability below which power is zero: the gate with the least MAE, never above the state threshold."""
     state_threshold: float
     """Probability from which the appliance counts as on: the threshold with the best F1."""
 
@@ -153,12 +153,14 @@ def decide(outputs: RawOutputs, appliance: Appliance) -> Decision:
     probability = calibration.probability(outputs.logit)
     power_w = np.clip(outputs.power_w, 0.0, appliance.max_power_w)
     true_w = outputs.true_w.astype(np.float64)
-    errors = [mae(true_w, np.where(probability >= gate, power_w, 0.0)) for gate in GATES]
     states = [f1(outputs.state, probability >= threshold) for threshold in THRESHOLDS]
-    power_gate = float(GATES[int(np.argmin(errors))])
     state_threshold = float(THRESHOLDS[int(np.argmax(states))])
+    # "On, 0 W" would contradict itself, so the gate is never above the threshold of the state.
+    gates = [float(gate) for gate in GATES if gate <= state_threshold]
+    errors = [mae(true_w, np.where(probability >= gate, power_w, 0.0)) for gate in gates]
+    power_gate = gates[int(np.argmin(errors))]
     if appliance.min_on_s >= PROGRAMME_S:
-        power_gate = max(power_gate, state_threshold)
+        power_gate = state_threshold
     return Decision(calibration, power_gate, state_threshold)
 
 
