@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from deployments.contracts import (
@@ -38,6 +38,9 @@ async def run_window(handle: Any, window_kw: WindowKw, deadline_s: float) -> Inf
             raise Problem(Problems.DEADLINE_EXCEEDED, "The model did not answer in time.") from None
         except BackPressureError:
             raise Problem(Problems.OVERLOADED, "Too many windows are waiting for this model.") from None
+        except RayTaskError:
+            # The replica lives and its code failed (it logged why): again would fail again, and its batch with it.
+            raise Problem(Problems.MODEL_UNAVAILABLE, "The model failed on this window.") from None
         except (RayError, RayServeException):
             if attempt == MAX_ATTEMPTS:
                 raise Problem(Problems.MODEL_UNAVAILABLE, "The model's replica was lost; try again.") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from deployments.contracts import (
@@ -343,6 +343,17 @@ async def test_a_lost_replica_is_asked_again_and_not_for_ever(service: Any) -> N
     kettle.answer = raises(RayActorError())
     problem(await service.infer(), 503, "model_unavailable")
     assert len(kettle.windows) == MAX_ATTEMPTS
+
+
+async def test_code_that_fails_in_a_replica_is_not_run_again(service: Any, kit: Any) -> None:
+    kettle = service.appliances["kettle"]
+    kettle.answer = raises(RayTaskError("infer", "traceback with /secret/path", ValueError("x")).as_instanceof_cause())
+    response = await service.infer()
+    assert problem(response, 503, "model_unavailable")["detail"] == "The model failed on this window."
+    assert "secret" not in response.text
+    assert len(kettle.windows) == 1
+    body = (await service.client.post("/disaggregate", json=disaggregate_body(kit))).json()
+    assert body["unavailable"] == ["kettle"]
 
 
 async def test_a_lost_store_replica_is_not_asked_again(service: Any) -> None:
