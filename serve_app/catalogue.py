@@ -52,6 +52,11 @@ class Catalogue:
         """The statuses known now."""
         return [status for a in self._appliance_handles if (status := self.appliance(a)) is not None]
 
+    def last_known(self) -> list[ApplianceStatus]:
+        """The last status of each appliance, however old: the window of `/disaggregate` is a contract with clients
+        and must not change its length because one model is away."""
+        return [self._appliances[a][0] for a in self._appliance_handles if a in self._appliances]
+
     def store(self) -> StoreStatus | None:
         """The store's status, or None when persistence has not answered lately."""
         known = self._store

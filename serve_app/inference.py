@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -21,8 +22,10 @@ from deployments.contracts import (
     RecordSet,
     WindowKw,
 )
+from serve_app.logs import LOGGER_NAME
 from serve_app.problems import FieldError, Problem, Problems
 
+_logger = logging.getLogger(LOGGER_NAME)
 MAX_ATTEMPTS = 3
 """Inference has no effects, so a call lost with its replica is made again; more would only add load."""
 
@@ -41,7 +44,10 @@ async def run_window(handle: Any, window_kw: WindowKw, deadline_s: float) -> Inf
         except RayTaskError:
             # The replica lives and its code failed (it logged why): again would fail again, and its batch with it.
             raise Problem(Problems.MODEL_UNAVAILABLE, "The model failed on this window.") from None
-        except (RayError, RayServeException):
+        except (RayError, RayServeException) as error:
+            _logger.warning(
+                "a model call was lost", extra={"fields": {"error": type(error).__name__, "attempt": attempt}}
+            )
             if attempt == MAX_ATTEMPTS:
                 raise Problem(Problems.MODEL_UNAVAILABLE, "The model's replica was lost; try again.") from None
             continue
@@ -75,10 +81,12 @@ async def persist(handle: Any, record_set: RecordSet) -> Persisted:
         raise Problem(Problems.STORE_UNAVAILABLE, "The store did not answer in time.") from None
     except BackPressureError:
         raise Problem(Problems.OVERLOADED, "Too many predictions are waiting to be stored.") from None
-    except (RayError, RayServeException):
+    except (RayError, RayServeException) as error:
+        _logger.warning("a store call was lost", extra={"fields": {"error": type(error).__name__}})
         raise Problem(Problems.STORE_UNAVAILABLE, "The store's replica was lost; try again.") from None
     if isinstance(result, Persisted):
         return result
+    _logger.warning("not stored", extra={"fields": {"failure": str(result.failure), "reason": result.detail}})
     raise _not_persisted(result)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,6 @@ from serve_app.schemas import (
 W_PER_KW = 1000.0
 MODELS_SHARE = 0.7
 """What the models of one `/disaggregate` get of the time left: one that hangs must leave time to store the others."""
-T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -85,7 +84,7 @@ class Predictor:
         _check_building(principal, body.building_id)
         window = np.asarray(body.window, dtype=np.float32)
         window_end = body.window_end()
-        plan = plan_windows(self.catalogue.appliances())
+        plan = plan_windows(self.catalogue.last_known())
         if plan is None:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model is ready.", retry_after_s=5)
         if len(window) != plan.input_window_size:
@@ -129,7 +128,10 @@ class Predictor:
         answers: dict[str, Inference] = {}
         for appliance, outcome in zip(names, outcomes, strict=True):
             if isinstance(outcome, Inference):
-                answers[appliance] = outcome
+                # A version of another shape may have come in since the plan was made: its answer would stand for
+                # another instant, and counts as none.
+                if plan.slices[appliance].start + outcome.output_sample_index == plan.output_sample_index:
+                    answers[appliance] = outcome
             elif not isinstance(outcome, Problem):
                 raise outcome
         return answers

@@ -25,6 +25,11 @@ _PLACEHOLDER = re.compile(
 )
 
 
+def token_issuer(supabase_url: str | None) -> str:
+    """The only `iss` that tokens may carry: the identity provider's, or the development one where there is none."""
+    return f"{supabase_url.rstrip('/')}/auth/v1" if supabase_url else DEVELOPMENT_ISSUER
+
+
 class SettingsError(Exception):
     """The environment does not describe a service that may start; the text names every fault."""
 
@@ -72,7 +77,7 @@ class Settings(BaseSettings):
     @property
     def issuer(self) -> str:
         """The only `iss` a token may carry."""
-        return f"{self.supabase_url}/auth/v1" if self.supabase_url else DEVELOPMENT_ISSUER
+        return token_issuer(self.supabase_url)
 
     @property
     def cors_origin_list(self) -> list[str]:

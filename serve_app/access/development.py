@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jwt
 
-DEVELOPMENT_ISSUER = "nilm-development"
 SECRET_VARIABLE = "SUPABASE_JWT_SECRET"  # noqa: S105 - the variable's name, not a secret
 SECRET_FILE_NAME = "dev-secret"  # noqa: S105 - a file name
 SECRET_BYTES = 48
@@ -42,11 +41,6 @@ def mint_development_token(
     if buildings is not None:
         claims["app_metadata"] = {"buildings": list(buildings)}
     return jwt.encode(claims, secret, algorithm="HS256")
-
-
-def token_issuer(supabase_url: str | None) -> str:
-    """The exact `iss` the service expects: Supabase's own when a project is configured."""
-    return f"{supabase_url.rstrip('/')}/auth/v1" if supabase_url else DEVELOPMENT_ISSUER
 
 
 def read_development_secret(data_dir: Path) -> str | None:

@@ -11,15 +11,11 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from serve_app.access.development import (
-    SECRET_VARIABLE,
-    mint_development_token,
-    token_issuer,
-    write_private_file,
-)
+from serve_app.access.development import SECRET_VARIABLE, mint_development_token, write_private_file
 from serve_app.cli.cluster import RayCluster
 from serve_app.cli.first_request import DEMO_BUILDING, write_first_request
 from serve_app.cli.preflight import ServeConfig
+from serve_app.settings import token_issuer
 
 TOKEN_MINUTES = 8 * 60
 """A working day: the printed curl line should not expire between two cups of tea."""

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.access.development import mint_development_token, read_development_secret, token_issuer
+from serve_app.access.development import mint_development_token, read_development_secret
 from serve_app.demo.client import Contract, ServiceClient, is_loopback
 from serve_app.demo.errors import DemoError, ServiceError
 from serve_app.demo.household import SAMPLE_PERIOD_S, synthetic_household
@@ -31,6 +31,7 @@ from serve_app.demo.recording import Plan, Recording, plan_windows
 from serve_app.demo.results import Results, label
 from serve_app.demo.source import read_recording
 from serve_app.demo.stream import Pace, stream
+from serve_app.settings import token_issuer
 
 DEVELOPMENT_USER = "demo-user"
 _TOKEN_MINUTES = 120  # a day at the default quota of 60 a minute takes 24 minutes

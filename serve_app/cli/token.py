@@ -13,8 +13,8 @@ from serve_app.access.development import (
     SECRET_VARIABLE,
     mint_development_token,
     read_development_secret,
-    token_issuer,
 )
+from serve_app.settings import token_issuer
 
 
 def token(

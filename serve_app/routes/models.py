@@ -32,7 +32,7 @@ async def list_models(
     """Every registered version, serving ones first, and the window that `/disaggregate` takes."""
     catalogue = services.catalogue
     summaries = [ModelSummary(**_summary(entry, catalogue)) for entry in services.registry.entries]
-    plan = plan_windows(catalogue.appliances())
+    plan = plan_windows(catalogue.last_known())
     return ModelsResponse(
         models=sorted(summaries, key=lambda m: (not m.serving, m.appliance_id, m.model_version)),
         appliances=[_serving(appliance_id, catalogue) for appliance_id in catalogue.appliance_ids],

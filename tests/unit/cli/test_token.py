@@ -10,13 +10,9 @@ import jwt
 import pytest
 from typer.testing import CliRunner
 
-from serve_app.access.development import (
-    ensure_development_secret,
-    mint_development_token,
-    read_development_secret,
-    token_issuer,
-)
+from serve_app.access.development import ensure_development_secret, mint_development_token, read_development_secret
 from serve_app.cli.main import app
+from serve_app.settings import token_issuer
 
 SECRET = "k" * 48
 

@@ -18,7 +18,6 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from serve_app.access.development import DEVELOPMENT_ISSUER
 from serve_app.cli.main import app
 from serve_app.demo.live import LiveView
 from serve_app.demo.plot import draw
@@ -26,6 +25,7 @@ from serve_app.demo.recording import Recording, plan_windows
 from serve_app.demo.replies import Disaggregation
 from serve_app.demo.results import Results
 from serve_app.demo.stream import Outcome
+from serve_app.settings import DEVELOPMENT_ISSUER
 
 RUN = CliRunner()
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -146,12 +146,12 @@ async def test_json_that_is_no_object_points_at_the_whole(service: Any, content:
 
 
 async def test_many_faults_make_a_small_reply(service: Any, kit: Any) -> None:
-    body = problem(await service.infer(kit.infer_body(window=["x"] * 20_000)), 422, "validation", "/window/0")
+    extras = {f"extra_{i}": i for i in range(5_000)}
+    body = problem(await service.infer(kit.infer_body(**extras)), 422, "validation", "/extra_0")
     assert len(body["errors"]) == 20
-    assert "20000 fault(s)" in body["detail"]
-    wide = {"k" * 500 + str(i): 1 for i in range(100)}
-    response = await service.infer(kit.infer_body(**wide))
-    assert len(response.content) < 8_000
+    # Of a window the first fault is enough: listing all of them would block the event loop.
+    body = problem(await service.infer(kit.infer_body(window=["x"] * 20_000)), 422, "validation", "/window/0")
+    assert len(body["errors"]) == 1
 
 
 @pytest.mark.parametrize("cut", [79, 80, 81])
