@@ -152,6 +152,9 @@ async def test_many_faults_make_a_small_reply(service: Any, kit: Any) -> None:
     # Of a window the first fault is enough: listing all of them would block the event loop.
     body = problem(await service.infer(kit.infer_body(window=["x"] * 20_000)), 422, "validation", "/window/0")
     assert len(body["errors"]) == 1
+    wide = {"k" * 500 + str(i): 1 for i in range(100)}
+    response = await service.infer(kit.infer_body(**wide))
+    assert len(response.content) < 8_000
 
 
 @pytest.mark.parametrize("cut", [79, 80, 81])
