@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from models.appliances import Appliance
 from models.signal import w_to_kw
+from models.training.evaluate import PROGRAMME_S
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -16,8 +17,7 @@ def synthetic_windows_kw(
 ) -> FloatArray:
     """Float32 [count, window] in kW: base load, a fridge, random pulses, and in every other window the appliance.
 
-    The appliance is a pulse of 0.9 of its maximum around `sample_index`; a recognisable load is wanted there,
-    not a realistic one.
+    The appliance is on at `sample_index`. The export keeps the windows that the model recognises best.
     """
     rng = np.random.default_rng(seed)
     time = np.arange(window)
@@ -29,7 +29,22 @@ def synthetic_windows_kw(
             start, length = int(rng.integers(0, window)), int(rng.integers(1, 12))
             mains_w[row, start : start + length] += rng.uniform(300.0, 2500.0)
         if row % 2 == 0:
-            length = int(rng.integers(2, 4)) if appliance.min_on_s < 600 else int(rng.integers(10, 20))
-            start = max(sample_index - length // 2, 0)
-            mains_w[row, start : start + length] += 0.9 * appliance.max_power_w
+            draw = _programme if appliance.min_on_s >= PROGRAMME_S else _pulse
+            power_w = draw(rng, appliance.max_power_w)[:window]
+            start = int(np.clip(sample_index - rng.integers(0, power_w.size), 0, window - power_w.size))
+            mains_w[row, start : start + power_w.size] += power_w
     return w_to_kw(np.clip(mains_w, 1.0, None).astype(np.float32))
+
+
+def _pulse(rng: np.random.Generator, max_power_w: float) -> npt.NDArray[np.float64]:
+    """One to four minutes of one power."""
+    return np.full(int(rng.integers(1, 5)), rng.uniform(0.2, 0.95) * max_power_w)
+
+
+def _programme(rng: np.random.Generator, max_power_w: float) -> npt.NDArray[np.float64]:
+    """Heating, a restless motor, and then heating or spinning: one to two hours, as washing machines do."""
+    heating_w, motor_w = rng.uniform(0.7, 0.9) * max_power_w, rng.uniform(50.0, 200.0)
+    last_w = heating_w if rng.random() < 0.5 else rng.uniform(200.0, 500.0)
+    minutes = (int(rng.integers(8, 22)), int(rng.integers(25, 70)), int(rng.integers(5, 15)), 10)
+    power_w = np.repeat([heating_w, motor_w, last_w, motor_w], minutes)
+    return np.where(power_w < 0.5 * heating_w, power_w * rng.uniform(0.3, 1.7, power_w.size), power_w)

@@ -49,7 +49,7 @@ TRAINING_RECORDINGS = (
     Recording("REFIT House 20", "REFIT_House20_1min.parquet", REFIT),
 )
 TEST_RECORDING = Recording("UK-DALE House 2", "UKDALE_House2_1min.parquet", UK_DALE)
-"""Never trained on, never used to choose anything; every card reports it."""
+"""Never trained on, and no threshold or weight is chosen by it; every card reports it."""
 UNSEEN_RECORDINGS = {
     "uk-dale-2": TEST_RECORDING,
     "ideal-65": Recording("IDEAL Home 65", "IDEAL_House65_1min.parquet", IDEAL),

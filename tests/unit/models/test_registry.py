@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from models.loader import GoldenCheck, load_verified
 from models.registry import Registry, RegistryError
 
 
@@ -29,6 +31,30 @@ def test_a_bare_list_is_a_registry(legacy):
 def test_the_packaged_registry_is_valid():
     registry = Registry.load()
     assert registry.root.name == "models"
+    assert {entry.appliance_id for entry in registry.entries if entry.is_active} == {
+        "kettle",
+        "microwave",
+        "dishwasher",
+        "washing_machine",
+    }
+    # One mains window answers for one instant, whatever the appliance.
+    shared = {
+        (entry.input_window_size, entry.sample_period_s, entry.output_sample_index)
+        for entry in registry.entries
+        if entry.is_active
+    }
+    assert len(shared) == 1
+
+
+@pytest.mark.parametrize("entry", Registry.load().entries, ids=lambda entry: entry.model_id)
+def test_every_packaged_model_loads_and_repeats_its_golden_output(entry):
+    root = Registry.load().root
+    model = load_verified(entry, root)
+    assert model.golden is GoldenCheck.PASSED
+    with np.load(root / entry.golden_path) as golden:
+        assert (golden["predicted_w"] > 0).any()
+    card = (root / entry.card_path).read_text(encoding="utf-8")
+    assert entry.artifact_sha256 in card
 
 
 def test_resolve_names_what_exists(legacy):
