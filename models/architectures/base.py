@@ -8,6 +8,7 @@ weights file and its hash covers them.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ class ArchitectureError(ValueError):
     """No such architecture, or parameters it does not take."""
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(nn.Module, ABC):
     """Base of all architectures: mains [n, W] (normalised) -> (on_logit [n, W], power_w [n, W]).
 
     A subclass takes `input_window_size` and its own parameters by keyword, and raises `ValueError` for bad ones.
@@ -38,9 +39,9 @@ class SequenceModel(nn.Module):
         self.register_buffer("power_gate", torch.tensor(0.0))
         self.register_buffer("power_scale_w", torch.tensor(1000.0))
 
+    @abstractmethod
     def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised mains [n, W] -> (on_logit [n, W], power_w [n, W], not negative)."""
-        raise NotImplementedError
 
     def on_probability(self, on_logit: Tensor) -> Tensor:
         """Calibrated probability of being on, same shape: sigmoid(logit * slope + bias).
