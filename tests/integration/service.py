@@ -128,6 +128,9 @@ def running_service(
     service = Service(f"http://127.0.0.1:{port}", data_dir, config, process, output)
     try:
         _wait(service, "/ready" if wait_ready else "/live")
+        if not wait_ready:
+            # Alive is not loaded: this file is written when everything that can serve does.
+            _wait_for_announcement(service)
         yield service
     finally:
         if process.poll() is None:
@@ -151,6 +154,14 @@ def _wait(service: Service, path: str) -> None:
             pass
         time.sleep(0.5)
     raise AssertionError(f"the service did not start:\n{service.output.read_text()[-4000:]}")
+
+
+def _wait_for_announcement(service: Service) -> None:
+    end = time.monotonic() + READY_TIMEOUT_S
+    while not (service.data_dir / "serve-env.sh").exists():
+        if service.process.poll() is not None or time.monotonic() > end:
+            raise AssertionError(f"the service did not start:\n{service.output.read_text()[-4000:]}")
+        time.sleep(0.5)
 
 
 def read_models(client: httpx.Client) -> dict[str, Any]:
