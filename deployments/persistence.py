@@ -12,8 +12,7 @@ Metrics (Ray adds `deployment`, `replica` and `application`, and `_total` to cou
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 
 from ray import serve
 from ray.serve import metrics
@@ -41,10 +40,6 @@ class PersistenceReplica:
         A caller that is cancelled after its record set was taken does not undo the write.
         """
         return await self._commits.persist(record_set)
-
-    async def persist_many(self, record_sets: Sequence[RecordSet]) -> list[PersistResult]:
-        """`persist` for everything one caller has waiting, in its order: one handle call, usually one commit."""
-        return await asyncio.gather(*(self._commits.persist(record_set) for record_set in record_sets))
 
     async def status(self) -> StoreStatus:
         """Whether the store is usable, known for a second at most, and the figures of this replica."""

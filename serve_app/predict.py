@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from deployments.contracts import Inference, Persisted, PredictionPoint, RecordSet, WindowKw
+from models.signal import W_PER_KW
 from serve_app.access.principal import Principal
 from serve_app.catalogue import Catalogue
 from serve_app.disaggregation import WindowPlan, plan_windows, reconcile
@@ -31,7 +32,6 @@ from serve_app.schemas import (
     InferResponse,
 )
 
-W_PER_KW = 1000.0
 MODELS_SHARE = 0.7
 """What the models of one `/disaggregate` get of the time left: one that hangs must leave time to store the others."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from models.signal import W_PER_KW
 from serve_app.access.development import mint_development_token, read_development_secret
 from serve_app.demo.client import Contract, ServiceClient, is_loopback
 from serve_app.demo.errors import DemoError, ServiceError
@@ -217,7 +218,7 @@ def _summarise(console: Console, results: Results, out: Path) -> None:
         )
     table.add_section()
     table.add_row("Unattributed", f"{results.energy_kwh(results.unattributed_kw):.3f}", "", "", "")
-    table.add_row("Mains", "", f"{results.energy_kwh(results.recording.aggregate_w / 1000.0):.3f}", "", "")
+    table.add_row("Mains", "", f"{results.energy_kwh(results.recording.aggregate_w / W_PER_KW):.3f}", "", "")
     console.print(table)
     counts = (
         f"sent {results.sent}, acknowledged {results.acknowledged}, skipped {results.skipped} "

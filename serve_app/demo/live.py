@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from models.signal import W_PER_KW
 from serve_app.demo.replies import AppliancePower
 from serve_app.demo.results import Results, label
 from serve_app.demo.stream import Outcome
@@ -110,7 +111,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         return "  ".join([*parts, f"[{self._counts()}]"])
 
     def _mains_kw(self, outcome: Outcome) -> float:
-        return float(self._results.recording.aggregate_w[outcome.window.target]) / 1000.0
+        return float(self._results.recording.aggregate_w[outcome.window.target]) / W_PER_KW
 
     def _render(self) -> Group:
         table = Table(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.signal import W_PER_KW
 from serve_app.demo.errors import DemoError
 from serve_app.demo.recording import FloatArray, appliance_key
 from serve_app.demo.results import ApplianceSummary, Results, label
@@ -110,7 +111,7 @@ class _Picture:
             top = base + np.nan_to_num(power_kw[self._span], nan=0.0)
             self._fill(axis, base, top, colour, name)
             base = top
-        mains_kw = results.recording.aggregate_w[self._span] / 1000.0
+        mains_kw = results.recording.aggregate_w[self._span] / W_PER_KW
         self._line(axis, mains_kw, 0.5, "Mains")
         self._hatch(axis, self._answered)
         axis.set_ylabel("Power (kW)", color=_INK)
@@ -128,7 +129,7 @@ class _Picture:
         if summary.measured_kwh is None or measured_w is None:
             text += ", not metered"
         else:
-            measured_kw = measured_w[self._span] / 1000.0
+            measured_kw = measured_w[self._span] / W_PER_KW
             self._fill(axis, -measured_kw, np.zeros_like(measured_kw), _MEASURED)
             highest, lowest = max(highest, _peak(measured_kw)), -max(highest, _peak(measured_kw))
             text += (

@@ -14,12 +14,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from models.signal import FLAT_GAP_S, W_PER_KW
 from serve_app.demo.errors import SourceError
 
 FloatArray = NDArray[np.float64]
-
-# Meters that lost their sensor repeat the last value; a real mains never holds one value for an hour.
-FLAT_STRETCH_S = 3600
 
 # Different data sets name the same thing differently.
 _ALIASES = {"electricshower": "shower", "fridgefreezer": "fridge", "washer": "washingmachine"}
@@ -105,7 +103,7 @@ def mask_missing(aggregate_w: FloatArray, time_s: FloatArray) -> FloatArray:
     starts = np.concatenate(([0], np.flatnonzero(np.diff(masked) != 0) + 1))  # NaN != NaN: a gap ends a stretch
     ends = np.concatenate((starts[1:], [masked.size]))
     duration_s = time_s[ends - 1] - time_s[starts] + period_s
-    for start, end in zip(starts[duration_s >= FLAT_STRETCH_S], ends[duration_s >= FLAT_STRETCH_S], strict=True):
+    for start, end in zip(starts[duration_s >= FLAT_GAP_S], ends[duration_s >= FLAT_GAP_S], strict=True):
         if end - start > 1:  # a single sample of a coarse recording is not a stretch
             masked[start:end] = np.nan
     return masked
@@ -179,4 +177,4 @@ def _complete_targets(recording: Recording, window_size: int, output_index: int)
 
 def _window(recording: Recording, target: int, output_index: int, ahead: int) -> WindowRequest:
     watts = recording.aggregate_w[target - output_index : target + ahead + 1]
-    return WindowRequest(target=target, last_sample_at=recording.instant(target + ahead), window_kw=watts / 1000.0)
+    return WindowRequest(target=target, last_sample_at=recording.instant(target + ahead), window_kw=watts / W_PER_KW)

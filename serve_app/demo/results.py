@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from models.signal import W_PER_KW
 from serve_app.demo.recording import FloatArray, Plan, Recording, appliance_key
 from serve_app.demo.stream import Outcome
 
@@ -104,7 +105,7 @@ class Results:
         return [self._summary(appliance_id) for appliance_id in self.appliances]
 
     def _summary(self, appliance_id: str) -> ApplianceSummary:
-        predicted_w = self.predicted_kw[appliance_id] * 1000.0
+        predicted_w = self.predicted_kw[appliance_id] * W_PER_KW
         known = np.isfinite(predicted_w)
         predicted_kwh = self._kwh(predicted_w[known])
         measured_w = self.recording.measured_w(appliance_id)
@@ -121,7 +122,7 @@ class Results:
 
     def energy_kwh(self, power_kw: FloatArray) -> float:
         """Energy in kWh of a power in kW over the answered samples."""
-        return self._kwh(power_kw[self.answered & np.isfinite(power_kw)] * 1000.0)
+        return self._kwh(power_kw[self.answered & np.isfinite(power_kw)] * W_PER_KW)
 
     def _kwh(self, watts: FloatArray) -> float:
         return float(np.sum(watts)) * self.recording.sample_period_s / 3.6e6
@@ -133,7 +134,7 @@ class Results:
         if outcome.reply.unattributed_kw is not None:
             return outcome.reply.unattributed_kw
         attributed = sum(appliance.predicted_kw or 0.0 for appliance in outcome.reply.appliances)
-        return max(float(self.recording.aggregate_w[index]) / 1000.0 - attributed, 0.0)
+        return max(float(self.recording.aggregate_w[index]) / W_PER_KW - attributed, 0.0)
 
     def _unknown(self) -> FloatArray:
         return np.full(len(self.recording), np.nan)

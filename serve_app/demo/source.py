@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models.signal import W_PER_KW
 from serve_app.demo.errors import SourceError
 from serve_app.demo.recording import FloatArray, Recording, appliance_key, mask_missing
 
@@ -115,7 +116,7 @@ def _by_time(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 def _mains_column(frame: pd.DataFrame, path: Path) -> tuple[str, float]:
     """The mains column's name and the factor that makes W of it."""
     named = {str(name).strip().lower(): str(name) for name in frame.columns}
-    for names, factor in ((_MAINS_W, 1.0), (_MAINS_KW, 1000.0)):
+    for names, factor in ((_MAINS_W, 1.0), (_MAINS_KW, W_PER_KW)):
         for name in names:
             if name in named:
                 return named[name], factor
