@@ -20,6 +20,10 @@ import httpx
 import yaml
 
 from serve_app.access.development import mint_development_token
+from serve_app.cli.announcement import SHELL_FILE_NAME
+from serve_app.cli.cluster import ray_token_path
+from serve_app.cli.processes import OwnedProcesses
+from serve_app.cli.serve_api import ServeApi
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "integration-tests-only-" + "0" * 32
@@ -53,24 +57,11 @@ class Service:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(f"SELECT * FROM prediction WHERE {where}")]  # noqa: S608
 
-    def pids(self) -> list[int]:
-        """Every process of this run: they all carry its data folder in their environment."""
-        mark = f"NILM_DATA_DIR={self.data_dir}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal() and int(entry.name) != os.getpid():
-                try:
-                    environment = (entry / "environ").read_bytes().split(b"\0")
-                    zombie = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-                except (FileNotFoundError, ProcessLookupError, PermissionError):
-                    continue
-                if mark in environment and not zombie:
-                    found.append(int(entry.name))
-        return found
-
     def kill_everything(self) -> int:
         """SIGKILL to every process at once; returns how many there were."""
-        pids = self.pids()
+        pids = OwnedProcesses(self.data_dir).find()
+        if self.process.poll() is None:
+            pids.append(self.process.pid)
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -78,16 +69,11 @@ class Service:
                 continue
         return len(pids)
 
-    def ray(self, path: str, method: str = "GET", body: object = None) -> Any:
-        """Ask the Serve REST API of this run's own cluster."""
-        script = (self.data_dir / "serve-env.sh").read_text()
+    def serve_api(self) -> ServeApi:
+        """The Serve REST API of this run's own cluster."""
+        script = (self.data_dir / SHELL_FILE_NAME).read_text()
         address = script.split("RAY_DASHBOARD_ADDRESS=")[1].split()[0]
-        token = (self.data_dir / "ray-token").read_text().strip()
-        reply = httpx.request(
-            method, address + path, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False
-        )
-        reply.raise_for_status()
-        return reply.json() if reply.text else None
+        return ServeApi(address, ray_token_path(self.data_dir).read_text().strip())
 
 
 def free_port() -> int:
@@ -116,7 +102,6 @@ def running_service(
     env = {
         **os.environ,
         "ENV": "development",
-        "NILM_DATA_DIR": str(data_dir),  # also marks `nilm run` itself as ours
         "SUPABASE_JWT_SECRET": SECRET,
         "CORS_ORIGINS": "http://app.local",
         **(environment or {}),
@@ -158,7 +143,7 @@ def _wait(service: Service, path: str) -> None:
 
 def _wait_for_announcement(service: Service) -> None:
     end = time.monotonic() + READY_TIMEOUT_S
-    while not (service.data_dir / "serve-env.sh").exists():
+    while not (service.data_dir / SHELL_FILE_NAME).exists():
         if service.process.poll() is not None or time.monotonic() > end:
             raise AssertionError(f"the service did not start:\n{service.output.read_text()[-4000:]}")
         time.sleep(0.5)
@@ -168,3 +153,9 @@ def read_models(client: httpx.Client) -> dict[str, Any]:
     reply = client.get("/models")
     reply.raise_for_status()
     return dict(json.loads(reply.text))
+
+
+def shape_of(client: httpx.Client, appliance: str) -> dict[str, Any]:
+    """Window and output sample of the version that serves the appliance now."""
+    models = read_models(client)["models"]
+    return next(m for m in models if m["appliance_id"] == appliance and m["serving"])

@@ -15,14 +15,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.service import ROOT, SECRET, Service, read_models, running_service
+from tests.integration.service import ROOT, SECRET, Service, running_service, shape_of
 
 pytestmark = pytest.mark.integration
 
 
 def kettle_window(client: httpx.Client) -> list[float]:
-    shape = next(m for m in read_models(client)["models"] if m["appliance_id"] == "kettle" and m["serving"])
-    return [0.2] * int(shape["input_window_size"])
+    return [0.2] * int(shape_of(client, "kettle")["input_window_size"])
 
 
 def test_kill_9_of_every_process_loses_nothing_acknowledged_and_a_restart_keeps_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.service import Service, read_models
+from tests.integration.service import Service, read_models, shape_of
 
 pytestmark = pytest.mark.integration
 APPLIANCES = {"kettle", "dishwasher", "washing_machine", "microwave"}
@@ -24,11 +24,6 @@ def mains_kw(shape: dict[str, Any], boil_kw: float = 2.8) -> list[float]:
         if i < len(window):
             window[i] += boil_kw
     return window
-
-
-def shape_of(client: httpx.Client, appliance: str) -> dict[str, Any]:
-    models = read_models(client)["models"]
-    return next(m for m in models if m["appliance_id"] == appliance and m["serving"])
 
 
 def test_infer_answers_after_the_row_is_in_the_database(service: Service) -> None:
@@ -121,9 +116,9 @@ def test_two_hundred_at_once_share_batches_and_commits(service: Service) -> None
 
 
 def test_serve_shows_one_deployment_per_appliance_and_the_two_others(service: Service) -> None:
-    application = service.ray("/api/serve/applications/")["applications"]["nilm"]
-    assert application["status"] == "RUNNING"
-    statuses = {name: deployment["status"] for name, deployment in application["deployments"].items()}
+    (application,) = service.serve_api().applications() or ()
+    assert (application.name, application.status) == ("nilm", "RUNNING")
+    statuses = {deployment.name: deployment.status for deployment in application.deployments}
     assert statuses == dict.fromkeys(APPLIANCES | {"ingress", "persistence"}, "HEALTHY")
 
 

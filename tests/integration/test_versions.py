@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from models.architectures import build
 from models.registry import Registry
-from tests.integration.service import Service, read_models, running_service, service_config
+from tests.integration.service import Service, read_models, running_service, service_config, shape_of
 
 pytestmark = pytest.mark.integration
 LEGACY_PARAMS = {"input_channels": 1, "d_model": 64, "n_heads": 4, "n_layers": 2}
@@ -84,8 +84,7 @@ def test_a_corrupted_artifact_is_refused_by_name_and_the_others_serve(faulty: Se
     print(f"dishwasher refused: {refused}")
     assert "sha256" in refused
     with faulty.client() as client:
-        kettle = next(m for m in read_models(client)["models"] if m["appliance_id"] == "kettle" and m["serving"])
-        window = [0.2] * kettle["input_window_size"]
+        window = [0.2] * shape_of(client, "kettle")["input_window_size"]
         for appliance, status in (("dishwasher", 503), ("kettle", 200), ("washing_machine", 200)):
             reply = client.post("/infer", json={"building_id": "b", "appliance_id": appliance, "window": window})
             assert reply.status_code == status, reply.text
@@ -112,13 +111,13 @@ def test_a_deploy_of_an_unknown_version_keeps_the_old_one_serving(faulty: Servic
         if deployment["name"] == "kettle":
             deployment["user_config"] = {"model_version": "9.9.9"}
     document["http_options"]["port"] = int(faulty.url.rsplit(":", 1)[1])
-    faulty.ray("/api/serve/applications/", "PUT", document)
+    faulty.serve_api().deploy(document)
     refused = wait_for_refusal(faulty, "kettle", "9.9.9")
     print(f"kettle refused: {refused}")
     with faulty.client() as client:
         states = {a["appliance_id"]: a for a in read_models(client)["appliances"]}
         assert states["kettle"]["serving_version"] == "1.0.0"
-        kettle = next(m for m in read_models(client)["models"] if m["appliance_id"] == "kettle" and m["serving"])
-        body = {"building_id": "b", "appliance_id": "kettle", "window": [0.2] * kettle["input_window_size"]}
+        window = [0.2] * shape_of(client, "kettle")["input_window_size"]
+        body = {"building_id": "b", "appliance_id": "kettle", "window": window}
         reply = client.post("/infer", json=body)
     assert (reply.status_code, reply.json()["model_version"]) == (200, "1.0.0")
