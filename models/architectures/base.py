@@ -26,6 +26,12 @@ class SequenceModel(nn.Module, ABC):
     A subclass takes `input_window_size` and its own parameters by keyword, and raises `ValueError` for bad ones.
     """
 
+    answers_for: int | None = None
+    """The one sample of the window this network answers for; `None` is every sample.
+
+    Where it does not answer, `forward` gives NaN: no answer is not "off".
+    """
+
     calibration_slope: Tensor
     calibration_bias: Tensor
     power_gate: Tensor
@@ -43,6 +49,13 @@ class SequenceModel(nn.Module, ABC):
     def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised mains [n, W] -> (on_logit [n, W], power_w [n, W], not negative)."""
 
+    def check_answers_for(self, sample_index: int) -> None:
+        """Raises `ValueError` when the network has no answer for that sample of the window."""
+        if self.answers_for not in (None, sample_index):
+            raise ValueError(
+                f"{type(self).__name__} answers for sample {self.answers_for} of the window only, not {sample_index}"
+            )
+
     def on_probability(self, on_logit: Tensor) -> Tensor:
         """Calibrated probability of being on, same shape: sigmoid(logit * slope + bias).
 
@@ -55,7 +68,9 @@ class SequenceModel(nn.Module, ABC):
         """What is served for one sample of each window: mains [n, W] -> (on_probability [n], power_w [n]).
 
         Power is zero where the probability is below the gate: the regression alone never says a clean "off".
+        Raises `ValueError` for a sample the network does not answer for.
         """
+        self.check_answers_for(sample_index)
         on_logit, power_w = self(mains)
         probability = self.on_probability(on_logit[:, sample_index])
         power = power_w[:, sample_index]
