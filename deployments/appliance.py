@@ -26,9 +26,11 @@ from deployments.contracts import (
     InferenceRefused,
     InferenceRequest,
     InferenceResult,
+    PowerInterval,
     RefusedVersion,
 )
-from models.loader import ArtifactRefused, LoadedModel, load_verified
+from models.architectures import COVERAGES
+from models.loader import ArtifactRefused, LoadedModel, ModelOutput, load_verified
 from models.registry import Registry, RegistryError
 
 MAX_BATCH_WINDOWS = 64
@@ -121,7 +123,7 @@ class ApplianceModel:
             model_version=entry.model_version if entry else None,
             artifact_sha256=entry.artifact_sha256 if entry else None,
             input_window_size=entry.input_window_size if entry else None,
-            output_sample_index=entry.output_sample_index if entry else None,
+            sample_indices=entry.sample_indices if entry else None,
             sample_period_s=entry.sample_period_s if entry else None,
             device=self._device,
             loading=self._loading,
@@ -153,7 +155,7 @@ class ApplianceModel:
             started = time.perf_counter()
             block = np.ascontiguousarray([calls[i][0].window_kw for i in rows], dtype=np.float32)
             loop = asyncio.get_running_loop()
-            output = await loop.run_in_executor(self._forward_thread, model.predict, block)
+            outputs = await loop.run_in_executor(self._forward_thread, model.predict, block)
             forward_ms = (time.perf_counter() - started) * 1000
             self._windows_total += len(rows)
             self._batches_total += 1
@@ -163,8 +165,8 @@ class ApplianceModel:
                 results[i] = _inference(
                     model,
                     request,
-                    float(output.predicted_w[position]),
-                    float(output.on_probability[position]),
+                    outputs[request.attribution],
+                    position,
                     batch_size=len(rows),
                     queue_ms=(started - arrived) * 1000,
                     forward_ms=forward_ms,
@@ -195,25 +197,32 @@ def _refusal(request: InferenceRequest, model: LoadedModel) -> InferenceRefused 
 def _inference(
     model: LoadedModel,
     request: InferenceRequest,
-    predicted_w: float,
-    on_probability: float,
+    output: ModelOutput,
+    position: int,
     *,
     batch_size: int,
     queue_ms: float,
     forward_ms: float,
 ) -> InferenceResult:
+    predicted_w, on_probability = float(output.predicted_w[position]), float(output.on_probability[position])
     if not (np.isfinite(predicted_w) and np.isfinite(on_probability)):
         return InferenceRefused(InferenceRefusal.BAD_OUTPUT, "the model's output is not finite")
     entry = model.entry
+    sample_index = entry.sample_indices[request.attribution]
     return Inference(
         predicted_w=predicted_w,
         on_probability=on_probability,
+        intervals=tuple(
+            PowerInterval(coverage, float(low_w), float(high_w))
+            for coverage, (low_w, high_w) in zip(COVERAGES, output.interval_w[position], strict=True)
+        ),
+        attribution=request.attribution,
         model_id=entry.model_id,
         model_version=entry.model_version,
         artifact_sha256=entry.artifact_sha256,
-        output_sample_index=entry.output_sample_index,
+        output_sample_index=sample_index,
         sample_period_s=entry.sample_period_s,
-        aggregate_kw=float(request.window_kw[entry.output_sample_index]),
+        aggregate_kw=float(request.window_kw[sample_index]),
         batch_size=batch_size,
         queue_ms=queue_ms,
         forward_ms=forward_ms,

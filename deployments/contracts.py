@@ -15,6 +15,8 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from models.attribution import Attribution
+
 WindowKw = npt.NDArray[np.float32]
 
 
@@ -27,6 +29,16 @@ class InferenceRequest:
 
     window_kw: WindowKw
     deadline_s: float
+    attribution: Attribution = Attribution.FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class PowerInterval:
+    """Bounds that should hold the true power with probability `coverage`. W, like everything models say."""
+
+    coverage: float
+    low_w: float
+    high_w: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +47,13 @@ class Inference:
 
     predicted_w: float
     on_probability: float
+    intervals: tuple[PowerInterval, ...]
+    attribution: Attribution
     model_id: str
     model_version: str
     artifact_sha256: str
     output_sample_index: int
+    """The sample of the window that this answer stands for."""
     sample_period_s: float
     aggregate_kw: float
     """Mains at the sample the prediction stands for, as the caller sent it, kW."""
@@ -88,7 +103,8 @@ class ApplianceStatus:
     model_version: str | None
     artifact_sha256: str | None
     input_window_size: int | None
-    output_sample_index: int | None
+    sample_indices: dict[Attribution, int] | None
+    """Which sample of the window each answer stands for."""
     sample_period_s: float | None
     device: str
     loading: bool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ import safetensors.torch
 import torch
 
 from models.architectures import ArchitectureError, SequenceModel, build
+from models.attribution import Attribution
 from models.registry import RegistryEntry
 from models.signal import W_PER_KW, kw_to_w, normalise
 
@@ -69,10 +71,14 @@ class GoldenCheck(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """Predictions for n windows: both float32 [n]. Power in W; probability of being on in [0, 1]."""
+    """Predictions for n windows, float32. Power in W [n]; probability of being on in [0, 1] [n].
+
+    `interval_w` is [n, len(COVERAGES), 2]: low and high of the prediction intervals.
+    """
 
     predicted_w: FloatArray
     on_probability: FloatArray
+    interval_w: FloatArray
 
 
 class LoadedModel:
@@ -84,25 +90,26 @@ class LoadedModel:
         self.golden = GoldenCheck.SKIPPED
         self.network = network
 
-    def predict(self, windows_kw: FloatArray) -> ModelOutput:
-        """Mains windows, float32 [n, input_window_size], kW, oldest first -> power and on-probability [n].
+    def predict(self, windows_kw: FloatArray) -> dict[Attribution, ModelOutput]:
+        """Mains windows, float32 [n, input_window_size], kW, oldest first -> both answers for n windows.
 
-        The output stands for sample `entry.output_sample_index`. Raises `ValueError` for another shape.
+        Each stands for its sample in `entry.sample_indices`. Raises `ValueError` for another shape.
         """
         window = self.entry.input_window_size
         if windows_kw.ndim != 2 or windows_kw.shape[1] != window:
             raise ValueError(f"windows must be [n, {window}], not {list(windows_kw.shape)}")
-        if windows_kw.shape[0] == 0:
-            return ModelOutput(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.float32))
         inputs = torch.from_numpy(self._network_input(windows_kw)).to(self.device)
         # TF32 would cost three digits, more than the golden tolerance, for a model this small no time at all.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            probability, power_w = self.network.estimate(inputs, self.entry.output_sample_index)
-            power_w = power_w.clamp(min=0.0, max=self.entry.max_power_w)
-        return ModelOutput(
-            predicted_w=power_w.cpu().numpy().astype(np.float32, copy=False),
-            on_probability=probability.cpu().numpy().astype(np.float32, copy=False),
-        )
+            estimates = self.network.estimate(inputs, self.entry.sample_indices, self.entry.max_power_w)
+        return {
+            attribution: ModelOutput(
+                predicted_w=_float32(estimate.power_w),
+                on_probability=_float32(estimate.on_probability),
+                interval_w=_float32(estimate.interval_w),
+            )
+            for attribution, estimate in estimates.items()
+        }
 
     def _network_input(self, windows_kw: FloatArray) -> FloatArray:
         preprocessing = self.entry.preprocessing
@@ -110,6 +117,10 @@ class LoadedModel:
             return normalise(kw_to_w(windows_kw), preprocessing.mean, preprocessing.std, preprocessing.clip_w)
         clip_kw = None if preprocessing.clip_w is None else preprocessing.clip_w / W_PER_KW
         return normalise(windows_kw, preprocessing.mean, preprocessing.std, clip_kw)
+
+
+def _float32(values: torch.Tensor) -> FloatArray:
+    return values.cpu().numpy().astype(np.float32, copy=False)
 
 
 def load_verified(entry: RegistryEntry, root: Path, device: str = "cpu") -> LoadedModel:
@@ -172,11 +183,11 @@ def _warm_up(entry: RegistryEntry, network: SequenceModel, device: str) -> Loade
     windows = np.full((WARM_UP_WINDOWS, entry.input_window_size), 0.3, dtype=np.float32)
     try:
         model = LoadedModel(entry, network.to(device), device)
-        output = model.predict(windows)
+        outputs = model.predict(windows).values()
     # AssertionError is how torch says that it was built without the device.
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise ArtifactRefused(ArtifactRefusal.WARM_UP_FAILED, f"the first forward failed: {error}") from error
-    if not (np.isfinite(output.predicted_w).all() and np.isfinite(output.on_probability).all()):
+    if not all(np.isfinite(output.predicted_w + output.on_probability).all() for output in outputs):
         raise ArtifactRefused(ArtifactRefusal.WARM_UP_FAILED, "constant mains of 0.3 kW give NaN or infinity")
     return model
 
@@ -190,22 +201,30 @@ def _compare_golden(model: LoadedModel, content: bytes) -> None:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as golden:
             windows_kw = golden["windows_kw"].astype(np.float32)
-            expected_w = golden["predicted_w"]
-            expected_probability = golden["on_probability"]
+            expected = {name: golden[name] for name in golden.files if name != "windows_kw"}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise mismatch(f"not a golden file: {error}") from error
     try:
-        output = model.predict(windows_kw)
+        outputs = model.predict(windows_kw)
     except ValueError as error:
         raise mismatch(str(error)) from error
-    comparisons = (
-        ("predicted_w", output.predicted_w, expected_w, GOLDEN_TOLERANCE_W),
-        ("on_probability", output.on_probability, expected_probability, GOLDEN_TOLERANCE_PROBABILITY),
-    )
-    for name, actual, expected, tolerance in comparisons:
-        if actual.shape != expected.shape or actual.size == 0:
-            raise mismatch(f"{name} has shape {list(expected.shape)} for {actual.shape[0]} windows")
-        difference = float(np.max(np.abs(actual - expected)))
+    actual = golden_arrays(outputs)
+    if set(actual) != set(expected):
+        raise mismatch(f"holds {', '.join(sorted(expected))}; the model gives {', '.join(sorted(actual))}")
+    for name, values in actual.items():
+        tolerance = GOLDEN_TOLERANCE_PROBABILITY if name.endswith("on_probability") else GOLDEN_TOLERANCE_W
+        if values.shape != expected[name].shape or values.size == 0:
+            raise mismatch(f"{name} has shape {list(expected[name].shape)} for {values.shape[0]} windows")
+        difference = float(np.max(np.abs(values - expected[name])))
         # Written as "not within", so that a NaN is a mismatch.
         if not difference <= tolerance:
             raise mismatch(f"{name} differs by {difference:.6g}, more than {tolerance}")
+
+
+def golden_arrays(outputs: Mapping[Attribution, ModelOutput]) -> dict[str, FloatArray]:
+    """The arrays of a golden file beside `windows_kw`: `final_predicted_w`, `provisional_on_probability`, ..."""
+    return {
+        f"{attribution}_{name}": getattr(output, name)
+        for attribution, output in outputs.items()
+        for name in ("predicted_w", "on_probability", "interval_w")
+    }

@@ -17,6 +17,7 @@ import jsonschema
 import jsonschema.exceptions
 
 from models.appliances import APPLIANCES
+from models.attribution import Attribution
 
 PACKAGED_REGISTRY = Path(__file__).with_name("registry.json")
 SCHEMA_PATH = Path(__file__).with_name("registry.schema.json")
@@ -71,7 +72,9 @@ class RegistryEntry:
     """Unit of the mains before the z-score; the API always speaks kW."""
     output_unit: str
     output_sample_index: int
-    """Which sample of the window (0 = oldest) the output stands for; the samples after it are look-ahead."""
+    """Which sample of the window (0 = oldest) the final output stands for; the samples after it are look-ahead."""
+    provisional_sample_index: int
+    """The same for the provisional output; registries written before it existed have one output for both."""
     max_power_w: float | None = None
     """Outputs are clamped to [0, max_power_w]; None: only to not negative."""
     on_threshold_w: float | None = None
@@ -80,6 +83,14 @@ class RegistryEntry:
     card_path: str | None = None
     training_data: tuple[TrainingSource, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sample_indices(self) -> dict[Attribution, int]:
+        """Which sample of the window each answer stands for."""
+        return {
+            Attribution.FINAL: self.output_sample_index,
+            Attribution.PROVISIONAL: self.provisional_sample_index,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +193,17 @@ def _entry(row: Mapping[str, Any], pointer: str, path: Path) -> RegistryEntry:
     values.setdefault("input_unit", "W")
     values.setdefault("output_unit", "W")
     values.setdefault("output_sample_index", window - 1)
+    values.setdefault("provisional_sample_index", values["output_sample_index"])
     known = APPLIANCES.get(row["appliance_id"])
     if known is not None:
         values.setdefault("max_power_w", known.max_power_w)
         values.setdefault("on_threshold_w", known.on_threshold_w)
     entry = RegistryEntry(**values)
-    if entry.output_sample_index >= window:
-        raise RegistryError(
-            f"{path}: at {pointer}/output_sample_index: {entry.output_sample_index} is outside the window "
-            f"of {window} samples"
-        )
+    for name in ("output_sample_index", "provisional_sample_index"):
+        if getattr(entry, name) >= window:
+            raise RegistryError(
+                f"{path}: at {pointer}/{name}: {getattr(entry, name)} is outside the window of {window} samples"
+            )
     for name in ("artifact_path", "golden_path", "card_path"):
         target = getattr(entry, name)
         if target is not None and (PurePosixPath(target).is_absolute() or ".." in PurePosixPath(target).parts):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from deployments.contracts import ApplianceStatus
+from models.attribution import Attribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +22,17 @@ class WindowPlan:
     slices: Mapping[str, slice]
 
 
-def plan_windows(statuses: Iterable[ApplianceStatus]) -> WindowPlan | None:
-    """The shortest window that serves every ready model; None when no model is ready.
+def plan_windows(statuses: Iterable[ApplianceStatus], attribution: Attribution) -> WindowPlan | None:
+    """The shortest window that gives every ready model's answer of that attribution; None when no model is ready.
 
-    A model needs `output_sample_index` samples before its output and the rest after it; the common window takes the
+    A model needs the samples before its output and the rest after it; the common window takes the
     largest of both. Models of another sample period than the majority cannot share a window and are left out.
     """
     shapes: dict[str, tuple[int, int, float]] = {}
     for status in statuses:
-        size, index, period_s = status.input_window_size, status.output_sample_index, status.sample_period_s
-        if size is not None and index is not None and period_s is not None:
+        size, indices, period_s = status.input_window_size, status.sample_indices, status.sample_period_s
+        if size is not None and indices is not None and period_s is not None:
+            index = indices[attribution]
             shapes[status.appliance_id] = (index, size - 1 - index, period_s)
     if not shapes:
         return None

@@ -22,6 +22,7 @@ from deployments.contracts import (
     RecordSet,
     WindowKw,
 )
+from models.attribution import Attribution
 from serve_app.logs import LOGGER_NAME
 from serve_app.problems import FieldError, Problem, Problems
 
@@ -30,9 +31,9 @@ MAX_ATTEMPTS = 3
 """Inference has no effects, so a call lost with its replica is made again; more would only add load."""
 
 
-async def run_window(handle: Any, window_kw: WindowKw, deadline_s: float) -> Inference:
+async def run_window(handle: Any, window_kw: WindowKw, attribution: Attribution, deadline_s: float) -> Inference:
     """One window through one appliance deployment. Raises Problem."""
-    request = InferenceRequest(window_kw=np.asarray(window_kw, dtype=np.float32), deadline_s=deadline_s)
+    request = InferenceRequest(np.asarray(window_kw, dtype=np.float32), deadline_s, attribution)
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.time())):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from deployments.contracts import Inference, Persisted, PredictionPoint, RecordSet, WindowKw
+from models.attribution import Attribution
 from models.signal import W_PER_KW
 from serve_app.access.principal import Principal
 from serve_app.catalogue import Catalogue
@@ -25,6 +26,7 @@ from serve_app.inference import persist, run_window
 from serve_app.middleware import RequestContext
 from serve_app.problems import FieldError, Problem, Problems
 from serve_app.schemas import (
+    MAX_MAINS_KW,
     AppliancePower,
     DisaggregateRequest,
     DisaggregateResponse,
@@ -56,7 +58,7 @@ class Predictor:
             raise Problem(Problems.UNKNOWN_APPLIANCE, detail, [FieldError("/appliance_id", "unknown appliance")])
         window = np.asarray(body.window, dtype=np.float32)
         window_end = body.window_end()
-        inference = await _timed(context, "infer", run_window(handle, window, context.deadline_s))
+        inference = await _timed(context, "infer", run_window(handle, window, body.attribution, context.deadline_s))
         context.stages_ms["queue"] = inference.queue_ms
         context.labels["appliance"] = body.appliance_id
         context.labels["model_version"] = inference.model_version
@@ -67,6 +69,8 @@ class Predictor:
         return InferResponse(
             predicted_kw=predicted_kw,
             confidence=inference.on_probability,
+            interval_kw=_interval_kw(inference, MAX_MAINS_KW),
+            attribution=inference.attribution,
             model_version=inference.model_version,
             request_id=context.request_id,
             persisted=True,
@@ -84,14 +88,14 @@ class Predictor:
         _check_building(principal, body.building_id)
         window = np.asarray(body.window, dtype=np.float32)
         window_end = body.window_end()
-        plan = plan_windows(self.catalogue.last_known())
+        plan = plan_windows(self.catalogue.last_known(), body.attribution)
         if plan is None:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model is ready.", retry_after_s=5)
         if len(window) != plan.input_window_size:
             detail = f"The window must hold exactly {plan.input_window_size} samples of {plan.sample_period_s:g} s."
             raise Problem(Problems.WINDOW_LENGTH, detail, [FieldError("/window", detail)])
         models_until_s = time.time() + context.remaining_s() * MODELS_SHARE
-        answers = await _timed(context, "infer", self._fan_out(plan, window, models_until_s))
+        answers = await _timed(context, "infer", self._fan_out(plan, window, body.attribution, models_until_s))
         if not answers:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
         instant = _sample_time(window_end, len(window), plan.output_sample_index, plan.sample_period_s)
@@ -105,6 +109,7 @@ class Predictor:
         return DisaggregateResponse(
             request_id=context.request_id,
             persisted=True,
+            attribution=body.attribution,
             predicted_for=instant,
             aggregate_kw=aggregate_kw,
             unattributed_kw=shares.unattributed_kw,
@@ -113,6 +118,7 @@ class Predictor:
                     appliance_id=appliance,
                     predicted_kw=kw,
                     confidence=answers[appliance].on_probability,
+                    interval_kw=_interval_kw(answers[appliance], aggregate_kw),
                     model_id=answers[appliance].model_id,
                     model_version=answers[appliance].model_version,
                 )
@@ -121,9 +127,11 @@ class Predictor:
             unavailable=[a for a in self.catalogue.appliance_ids if a not in answers],
         )
 
-    async def _fan_out(self, plan: WindowPlan, window: WindowKw, deadline_s: float) -> dict[str, Inference]:
+    async def _fan_out(
+        self, plan: WindowPlan, window: WindowKw, attribution: Attribution, deadline_s: float
+    ) -> dict[str, Inference]:
         names = list(plan.slices)
-        calls = [run_window(self.appliances[a], window[plan.slices[a]], deadline_s) for a in names]
+        calls = [run_window(self.appliances[a], window[plan.slices[a]], attribution, deadline_s) for a in names]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         answers: dict[str, Inference] = {}
         for appliance, outcome in zip(names, outcomes, strict=True):
@@ -160,6 +168,17 @@ def _check_building(principal: Principal, building_id: str) -> None:
             "Your token does not grant this building.",
             [FieldError("/building_id", "not granted")],
         )
+
+
+def _interval_kw(inference: Inference, most_kw: float) -> dict[str, tuple[float, float]]:
+    """By coverage in percent; an appliance cannot draw more than `most_kw`, the mains of that instant."""
+    return {
+        f"{100 * interval.coverage:.0f}": (
+            min(interval.low_w / W_PER_KW, most_kw),
+            min(interval.high_w / W_PER_KW, most_kw),
+        )
+        for interval in inference.intervals
+    }
 
 
 def _sample_time(window_end: datetime, window_size: int, index: int, sample_period_s: float) -> datetime:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
 
+from models.attribution import Attribution
+
 MAX_WINDOW_SAMPLES = 20_000
 """Above any model's window; the exact length is checked by the model that runs it."""
 MAX_MAINS_KW = 100.0
@@ -32,6 +34,12 @@ class _Request(BaseModel):
 
     building_id: Identifier
     window: Window
+    # Not strict: JSON has no enums, only their text.
+    attribution: Attribution = Field(
+        default=Attribution.FINAL,
+        strict=False,
+        description="`final`: the middle of the window, hours late; `provisional`: minutes before its end, less sure",
+    )
     timestamp: str | None = Field(
         default=None,
         description="Time of the window's last sample, ISO 8601 with offset; the time of the request if left out",
@@ -75,11 +83,22 @@ class DisaggregateRequest(_Request):
     """One mains window for every appliance at once."""
 
 
+IntervalKw = Annotated[
+    dict[str, tuple[float, float]],
+    Field(
+        description="Low and high bound of the power in kW, by the share of true powers (percent) they should hold",
+        examples=[{"80": [2.6, 3.0], "90": [2.2, 3.1]}],
+    ),
+]
+
+
 class InferResponse(BaseModel):
     """A prediction that is already durable."""
 
     predicted_kw: float
     confidence: float = Field(description="The model's calibrated probability that the appliance is on, 0 to 1")
+    interval_kw: IntervalKw
+    attribution: Attribution
     model_version: str
     request_id: str
     persisted: bool = Field(description="Always true: a reply that could not be stored is an error")
@@ -96,6 +115,7 @@ class AppliancePower(BaseModel):
     appliance_id: str
     predicted_kw: float
     confidence: float
+    interval_kw: IntervalKw
     model_id: str
     model_version: str
 
@@ -105,6 +125,7 @@ class DisaggregateResponse(BaseModel):
 
     request_id: str
     persisted: bool
+    attribution: Attribution
     predicted_for: datetime
     aggregate_kw: float
     unattributed_kw: float
@@ -122,6 +143,7 @@ class ModelSummary(BaseModel):
     input_window_size: int
     sample_period_s: float
     output_sample_index: int
+    provisional_sample_index: int
     serving: bool
     is_active: bool
 
@@ -147,7 +169,7 @@ class ServingAppliance(BaseModel):
 
 
 class DisaggregateShape(BaseModel):
-    """The window `/disaggregate` takes."""
+    """The window `/disaggregate` takes, and the sample of it that the answer stands for."""
 
     input_window_size: int
     sample_period_s: float
@@ -159,7 +181,8 @@ class ModelsResponse(BaseModel):
 
     models: list[ModelSummary]
     appliances: list[ServingAppliance]
-    disaggregate: DisaggregateShape | None
+    disaggregate: DisaggregateShape | None = Field(description="For `final` answers")
+    disaggregate_provisional: DisaggregateShape | None = Field(description="For `provisional` answers")
 
 
 class ProblemDocument(BaseModel):

@@ -1,8 +1,7 @@
 """The one protocol of all architectures, and the table of their names.
 
 Every architecture maps normalised mains [n, W] to two sequences of the same length: the logit that the
-appliance is on, and its power in W. Calibration and the power gate are buffers, so they travel inside the
-weights file and its hash covers them.
+appliance is on, and its power in W. How these become what is served is `readout`.
 """
 
 from __future__ import annotations
@@ -10,10 +9,13 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from models.architectures.readout import Estimate, Readout
+from models.attribution import Attribution
 
 
 class ArchitectureError(ValueError):
@@ -32,18 +34,13 @@ class SequenceModel(nn.Module, ABC):
     Where it does not answer, `forward` gives NaN: no answer is not "off".
     """
 
-    calibration_slope: Tensor
-    calibration_bias: Tensor
-    power_gate: Tensor
     power_scale_w: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # Neutral until fitted: probability = sigmoid(logit), nothing gated away, one unit of the head = 1 kW.
-        self.register_buffer("calibration_slope", torch.tensor(1.0))
-        self.register_buffer("calibration_bias", torch.tensor(0.0))
-        self.register_buffer("power_gate", torch.tensor(0.0))
+        # One unit of the power head; training sets it to the appliance's typical power.
         self.register_buffer("power_scale_w", torch.tensor(1000.0))
+        self.readouts = nn.ModuleDict({str(attribution): Readout() for attribution in Attribution})
 
     @abstractmethod
     def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,25 +53,24 @@ class SequenceModel(nn.Module, ABC):
                 f"{type(self).__name__} answers for sample {self.answers_for} of the window only, not {sample_index}"
             )
 
-    def on_probability(self, on_logit: Tensor) -> Tensor:
-        """Calibrated probability of being on, same shape: sigmoid(logit * slope + bias).
+    def readout(self, attribution: Attribution) -> Readout:
+        """The fitted calibration, gate and intervals of one of the two answers."""
+        return cast(Readout, self.readouts[str(attribution)])
 
-        slope is 1 / temperature; the bias undoes the balanced sampling of training, which shows activations
-        far more often than a home does (Platt 1999; Guo et al. 2017).
+    def estimate(
+        self, mains: Tensor, sample_indices: Mapping[Attribution, int], max_power_w: float | None = None
+    ) -> dict[Attribution, Estimate]:
+        """What is served: normalised mains [n, W] -> for each attribution its `Estimate` of n windows.
+
+        One forward pass for all. Raises `ValueError` for a sample the network does not answer for.
         """
-        return torch.sigmoid(on_logit * self.calibration_slope + self.calibration_bias)
-
-    def estimate(self, mains: Tensor, sample_index: int) -> tuple[Tensor, Tensor]:
-        """What is served for one sample of each window: mains [n, W] -> (on_probability [n], power_w [n]).
-
-        Power is zero where the probability is below the gate: the regression alone never says a clean "off".
-        Raises `ValueError` for a sample the network does not answer for.
-        """
-        self.check_answers_for(sample_index)
+        for sample_index in sample_indices.values():
+            self.check_answers_for(sample_index)
         on_logit, power_w = self(mains)
-        probability = self.on_probability(on_logit[:, sample_index])
-        power = power_w[:, sample_index]
-        return probability, torch.where(probability >= self.power_gate, power, torch.zeros_like(power))
+        return {
+            attribution: self.readout(attribution)(on_logit[:, index], power_w[:, index], max_power_w)
+            for attribution, index in sample_indices.items()
+        }
 
 
 ModelType = TypeVar("ModelType", bound=SequenceModel)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
+from models.attribution import Attribution
 from models.registry import RegistryEntry, TrainingSource
 from serve_app.access.principal import Principal
 from serve_app.catalogue import Catalogue
@@ -32,17 +33,11 @@ async def list_models(
     """Every registered version, serving ones first, and the window that `/disaggregate` takes."""
     catalogue = services.catalogue
     summaries = [ModelSummary(**_summary(entry, catalogue)) for entry in services.registry.entries]
-    plan = plan_windows(catalogue.last_known())
     return ModelsResponse(
         models=sorted(summaries, key=lambda m: (not m.serving, m.appliance_id, m.model_version)),
         appliances=[_serving(appliance_id, catalogue) for appliance_id in catalogue.appliance_ids],
-        disaggregate=None
-        if plan is None
-        else DisaggregateShape(
-            input_window_size=plan.input_window_size,
-            sample_period_s=plan.sample_period_s,
-            output_sample_index=plan.output_sample_index,
-        ),
+        disaggregate=_shape(catalogue, Attribution.FINAL),
+        disaggregate_provisional=_shape(catalogue, Attribution.PROVISIONAL),
     )
 
 
@@ -69,6 +64,17 @@ async def get_model(
     ]
 
 
+def _shape(catalogue: Catalogue, attribution: Attribution) -> DisaggregateShape | None:
+    plan = plan_windows(catalogue.last_known(), attribution)
+    if plan is None:
+        return None
+    return DisaggregateShape(
+        input_window_size=plan.input_window_size,
+        sample_period_s=plan.sample_period_s,
+        output_sample_index=plan.output_sample_index,
+    )
+
+
 def _summary(entry: RegistryEntry, catalogue: Catalogue) -> dict[str, Any]:
     status = catalogue.appliance(entry.appliance_id)
     return {
@@ -79,6 +85,7 @@ def _summary(entry: RegistryEntry, catalogue: Catalogue) -> dict[str, Any]:
         "input_window_size": entry.input_window_size,
         "sample_period_s": entry.sample_period_s,
         "output_sample_index": entry.output_sample_index,
+        "provisional_sample_index": entry.provisional_sample_index,
         "serving": status is not None and status.model_version == entry.model_version,
         "is_active": entry.is_active,
     }
