@@ -13,11 +13,20 @@ from models.architectures.base import (
     register,
 )
 from models.architectures.cnn_transformer import CNNTransformer
+from models.architectures.nilmformer import NILMFormer
+from models.architectures.readout import COVERAGES, INTERVAL_EDGES, Estimate, Readout
+from models.architectures.seq2point import Seq2Point
 from models.architectures.temporal_pooling_unet import TemporalPoolingUNet
 
 __all__ = [
+    "COVERAGES",
+    "INTERVAL_EDGES",
     "ArchitectureError",
     "CNNTransformer",
+    "Estimate",
+    "NILMFormer",
+    "Readout",
+    "Seq2Point",
     "SequenceModel",
     "TemporalPoolingUNet",
     "build",

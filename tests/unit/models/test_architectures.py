@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 
 from models.architectures import ArchitectureError, build, names
+from models.architectures.nilmformer import DiagonallyMaskedAttention
+from models.attribution import Attribution
+from models.loader import ArtifactRefusal, ArtifactRefused, load_verified
+from models.registry import Registry
 
 LEGACY_PARAMS = {"input_channels": 1, "d_model": 64, "n_heads": 4, "n_layers": 2}
 
@@ -17,6 +22,8 @@ LEGACY_PARAMS = {"input_channels": 1, "d_model": 64, "n_heads": 4, "n_layers": 2
         ("CNNTransformer", LEGACY_PARAMS | {"input_channels": 2}, 512),
         ("TemporalPoolingUNet", {}, 512),
         ("TemporalPoolingUNet", {"channels": [8, 16]}, 64),
+        ("NILMFormer", {}, 128),
+        ("NILMFormer", {"d_model": 16, "n_heads": 2, "n_layers": 1}, 99),
     ],
 )
 def test_every_architecture_maps_windows_to_two_sequences(name, params, window):
@@ -24,8 +31,8 @@ def test_every_architecture_maps_windows_to_two_sequences(name, params, window):
     on_logit, power_w = network(torch.randn(3, window))
     assert on_logit.shape == power_w.shape == (3, window)
     assert (power_w >= 0).all()
-    probability, gated_w = network.estimate(torch.randn(3, window), window - 1)
-    assert probability.shape == gated_w.shape == (3,)
+    estimate = network.estimate(torch.randn(3, window), {Attribution.PROVISIONAL: window - 1})[Attribution.PROVISIONAL]
+    assert estimate.on_probability.shape == estimate.power_w.shape == (3,)
 
 
 @pytest.mark.parametrize(
@@ -36,30 +43,141 @@ def test_parameter_counts(name, params, window, count):
     assert sum(parameter.numel() for parameter in build(name, params, window).parameters()) == count
 
 
+@pytest.mark.parametrize(
+    ("name", "window", "published_count", "state_count"),
+    [("Seq2Point", 599, 30_708_249, 1_025), ("NILMFormer", 512, 383_283, 289)],
+)
+def test_the_power_alone_has_the_published_parameters(name, window, published_count, state_count):
+    network = build(name, {}, window)
+    on_logit_unit = network.heads.weight[0].numel() + network.heads.bias[0].numel()
+    assert on_logit_unit == state_count
+    assert sum(parameter.numel() for parameter in network.parameters()) - on_logit_unit == published_count
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "window"),
+    [
+        ("CNNTransformer", {}, 64),
+        ("NILMFormer", {}, 64),
+        ("Seq2Point", {}, 64),
+        ("TemporalPoolingUNet", {"channels": [8, 16]}, 64),
+    ],
+)
+def test_every_parameter_learns(name, params, window):
+    network = build(name, params, window).train()
+    on_logit, power_w = network(torch.randn(8, window))
+    (on_logit.nansum() + power_w.nansum()).backward()
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+
+
+@pytest.mark.parametrize(("window", "middle"), [(64, 32), (99, 49), (1, 0)])
+def test_seq2point_answers_for_the_middle_sample_only(window, middle):
+    network = build("Seq2Point", {}, window).eval()
+    mains = torch.randn(3, window)
+    assert network.answers_for == middle
+    elsewhere = torch.arange(window) != middle
+    for sequence in network(mains):
+        assert sequence.shape == (3, window)
+        assert torch.isfinite(sequence[:, middle]).all()
+        assert sequence[:, elsewhere].isnan().all()
+    estimate = network.estimate(mains, {Attribution.FINAL: middle})[Attribution.FINAL]
+    assert estimate.on_probability.shape == estimate.power_w.shape == (3,)
+    assert (estimate.power_w >= 0).all()
+    with pytest.raises(ValueError, match=f"Seq2Point answers for sample {middle} of the window only, not {middle + 1}"):
+        network.estimate(mains, {Attribution.FINAL: middle, Attribution.PROVISIONAL: middle + 1})
+
+
+def test_a_registry_entry_that_asks_for_a_sample_without_an_answer_does_not_load(legacy):
+    safetensors.torch.save_file(build("Seq2Point", {}, 64).state_dict(), legacy.artifact)
+    legacy.entry |= {"architecture": "Seq2Point", "architecture_params": {}, "input_window_size": 64}
+
+    def load(final, provisional):
+        legacy.entry |= {"output_sample_index": final, "provisional_sample_index": provisional}
+        legacy.rehash()
+        registry = Registry.load(legacy.path)
+        return load_verified(registry.resolve("kettle", "0.1.0"), registry.root)
+
+    assert load(32, 32).network.answers_for == 32
+    for final, provisional in ((63, 32), (32, 63)):
+        with pytest.raises(ArtifactRefused, match="answers for sample 32 of the window only, not 63") as refused:
+            load(final, provisional)
+        assert refused.value.reason is ArtifactRefusal.WARM_UP_FAILED
+
+
+def test_nilmformer_knows_level_and_spread_only_from_the_token():
+    network = build("NILMFormer", {}, 64).eval()
+    mains = torch.randn(3, 64)
+    other_home = 3.0 * mains + 2.0
+    with torch.inference_mode():
+        for here, there in zip(network(mains), network(other_home), strict=True):
+            assert not torch.allclose(here, there, rtol=1e-2)
+        network.stats_token.weight.zero_()
+        for here, there in zip(network(mains), network(other_home), strict=True):
+            torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-3)
+
+
+def test_nilmformer_restores_the_level_of_the_power():
+    network = build("NILMFormer", {}, 64).eval()
+    mains = torch.randn(3, 64)
+    with torch.inference_mode():
+        on_logit, power_w = network(mains)
+        network.restore_stats.bias[0] += 1.0
+        raised_logit, raised_w = network(mains)
+    torch.testing.assert_close(raised_logit, on_logit)
+    assert (raised_w > power_w).all()
+
+
+def test_nilmformer_survives_a_constant_window():
+    for sequence in build("NILMFormer", {}, 64).eval()(torch.full((2, 64), -0.27)):
+        assert torch.isfinite(sequence).all()
+
+
+def test_nilmformer_gives_every_sample_its_own_position():
+    positions = build("NILMFormer", {}, 512).positions
+    assert torch.unique(positions, dim=2).shape == (1, 8, 512)
+
+
+def test_a_token_does_not_attend_to_itself():
+    attention = DiagonallyMaskedAttention(d_model=8, n_heads=2).eval()
+    tokens = torch.randn(3, 2, 8)
+    mixed = attention(tokens, ~torch.eye(2, dtype=torch.bool))
+    torch.testing.assert_close(mixed, attention.output(attention.value(tokens.flip(1))))
+
+
 def test_power_below_the_gate_is_zero():
     network = build("TemporalPoolingUNet", {"channels": [8, 16]}, 64).eval()
     mains = torch.randn(5, 64)
-    assert (network.estimate(mains, 10)[1] > 0).all()
-    network.power_gate.fill_(1.1)
-    assert (network.estimate(mains, 10)[1] == 0).all()
+    indices = {Attribution.FINAL: 32, Attribution.PROVISIONAL: 60}
+    assert all((estimate.power_w > 0).all() for estimate in network.estimate(mains, indices).values())
+    network.readout(Attribution.PROVISIONAL).power_gate.fill_(1.1)
+    gated = network.estimate(mains, indices)
+    assert (gated[Attribution.PROVISIONAL].power_w == 0).all()
+    assert (gated[Attribution.FINAL].power_w > 0).all()
 
 
 def test_probability_comes_from_the_logit_not_from_power():
     network = build("TemporalPoolingUNet", {"channels": [8, 16]}, 64).eval()
     mains = torch.randn(5, 64)
-    before = network.estimate(mains, 10)
+
+    def estimate():
+        return network.estimate(mains, {Attribution.FINAL: 10})[Attribution.FINAL]
+
+    before = estimate()
     network.power_scale_w.mul_(0.25)
-    after = network.estimate(mains, 10)
-    torch.testing.assert_close(before[0], after[0])
-    torch.testing.assert_close(before[1], after[1] * 4)
-    network.calibration_slope.fill_(0.0)
-    torch.testing.assert_close(network.estimate(mains, 10)[0], torch.full((5,), 0.5))
+    after = estimate()
+    torch.testing.assert_close(before.on_probability, after.on_probability)
+    torch.testing.assert_close(before.power_w, after.power_w * 4)
+    network.readout(Attribution.FINAL).calibration_slope.fill_(0.0)
+    torch.testing.assert_close(estimate().on_probability, torch.full((5,), 0.5))
 
 
 @pytest.mark.parametrize(
     ("name", "params", "window", "message"),
     [
-        ("Oracle", {}, 512, "known are CNNTransformer, TemporalPoolingUNet"),
+        ("Oracle", {}, 512, "known are CNNTransformer, NILMFormer, Seq2Point, TemporalPoolingUNet"),
         ("TemporalPoolingUNet", {}, 500, "multiple of 128"),
         ("TemporalPoolingUNet", {"channels": [8]}, 512, "two or more"),
         ("TemporalPoolingUNet", {"depth": 4}, 512, "takes no depth"),
@@ -67,6 +185,12 @@ def test_probability_comes_from_the_logit_not_from_power():
         ("CNNTransformer", {"d_model": "64"}, 1000, "refuses its parameters"),
         ("CNNTransformer", {"input_channels": 3}, 1000, "1 or 2"),
         ("CNNTransformer", {}, 1001, "multiple of 4"),
+        ("NILMFormer", {"d_model": 90, "n_heads": 9}, 512, "multiple of 4"),
+        ("NILMFormer", {"n_heads": 5}, 512, "of n_heads 5"),
+        ("NILMFormer", {"n_layers": 0}, 512, "n_layers >= 1"),
+        ("NILMFormer", {}, 0, "at least 1 sample"),
+        ("Seq2Point", {"channels": 30}, 599, "takes no channels; it takes nothing"),
+        ("Seq2Point", {}, 0, "at least 1 sample"),
     ],
 )
 def test_bad_names_and_parameters(name, params, window, message):
