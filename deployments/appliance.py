@@ -205,7 +205,7 @@ def _inference(
     forward_ms: float,
 ) -> InferenceResult:
     predicted_w, on_probability = float(output.predicted_w[position]), float(output.on_probability[position])
-    if not (np.isfinite(predicted_w) and np.isfinite(on_probability)):
+    if not (np.isfinite([predicted_w, on_probability]).all() and np.isfinite(output.interval_w[position]).all()):
         return InferenceRefused(InferenceRefusal.BAD_OUTPUT, "the model's output is not finite")
     entry = model.entry
     sample_index = entry.sample_indices[request.attribution]

@@ -183,11 +183,11 @@ def _warm_up(entry: RegistryEntry, network: SequenceModel, device: str) -> Loade
     windows = np.full((WARM_UP_WINDOWS, entry.input_window_size), 0.3, dtype=np.float32)
     try:
         model = LoadedModel(entry, network.to(device), device)
-        outputs = model.predict(windows).values()
+        outputs = model.predict(windows)
     # AssertionError is how torch says that it was built without the device.
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise ArtifactRefused(ArtifactRefusal.WARM_UP_FAILED, f"the first forward failed: {error}") from error
-    if not all(np.isfinite(output.predicted_w + output.on_probability).all() for output in outputs):
+    if not all(np.isfinite(values).all() for values in golden_arrays(outputs).values()):
         raise ArtifactRefused(ArtifactRefusal.WARM_UP_FAILED, "constant mains of 0.3 kW give NaN or infinity")
     return model
 

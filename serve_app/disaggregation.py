@@ -65,6 +65,8 @@ def reconcile(aggregate_kw: float, predicted_kw: Mapping[str, float]) -> Shares:
     positive = {appliance: max(0.0, kw) for appliance, kw in predicted_kw.items()}
     claimed = sum(positive.values())
     if claimed > aggregate_kw:
-        scale = max(0.0, aggregate_kw) / claimed
-        positive = {appliance: kw * scale for appliance, kw in positive.items()}
+        available_kw = max(0.0, aggregate_kw)
+        scale = available_kw / claimed
+        # A product may round up to a hair above the mains.
+        positive = {appliance: min(kw * scale, available_kw) for appliance, kw in positive.items()}
     return Shares(positive, max(0.0, aggregate_kw - sum(positive.values())))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,6 @@ from serve_app.inference import persist, run_window
 from serve_app.middleware import RequestContext
 from serve_app.problems import FieldError, Problem, Problems
 from serve_app.schemas import (
-    MAX_MAINS_KW,
     AppliancePower,
     DisaggregateRequest,
     DisaggregateResponse,
@@ -69,7 +69,7 @@ class Predictor:
         return InferResponse(
             predicted_kw=predicted_kw,
             confidence=inference.on_probability,
-            interval_kw=_interval_kw(inference, MAX_MAINS_KW),
+            interval_kw=_interval_kw(inference, predicted_kw),
             attribution=inference.attribution,
             model_version=inference.model_version,
             request_id=context.request_id,
@@ -118,7 +118,7 @@ class Predictor:
                     appliance_id=appliance,
                     predicted_kw=kw,
                     confidence=answers[appliance].on_probability,
-                    interval_kw=_interval_kw(answers[appliance], aggregate_kw),
+                    interval_kw=_interval_kw(answers[appliance], kw, aggregate_kw),
                     model_id=answers[appliance].model_id,
                     model_version=answers[appliance].model_version,
                 )
@@ -170,12 +170,19 @@ def _check_building(principal: Principal, building_id: str) -> None:
         )
 
 
-def _interval_kw(inference: Inference, most_kw: float) -> dict[str, tuple[float, float]]:
-    """By coverage in percent; an appliance cannot draw more than `most_kw`, the mains of that instant."""
+def _interval_kw(
+    inference: Inference, predicted_kw: float, aggregate_kw: float = math.inf
+) -> dict[str, tuple[float, float]]:
+    """By coverage in percent: the model's bounds, at most `aggregate_kw`, and always around `predicted_kw`.
+
+    A prediction that was scaled down to the mains may lie below the low bound. The bound then comes down to it; it is
+    not scaled as well: models that claim more than there is may be wrong about any of the claims, and an interval
+    that only grows holds the true power at least as often as the one that was fitted.
+    """
     return {
         f"{100 * interval.coverage:.0f}": (
-            min(interval.low_w / W_PER_KW, most_kw),
-            min(interval.high_w / W_PER_KW, most_kw),
+            min(interval.low_w / W_PER_KW, predicted_kw),
+            max(min(interval.high_w / W_PER_KW, aggregate_kw), predicted_kw),
         )
         for interval in inference.intervals
     }

@@ -32,10 +32,12 @@ from deployments.contracts import (
     InferenceResult,
     Persisted,
     PersistResult,
+    PowerInterval,
     RecordSet,
     RefusedVersion,
     StoreStatus,
 )
+from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
@@ -70,13 +72,22 @@ class FakeAppliance:
     appliance_id: str
     window_size: int = 5
     output_index: int = 4
+    provisional_index: int | None = None
     sample_period_s: float = 60.0
     predicted_w: float = 100.0
+    provisional_w: float | None = None
+    spread_w: float = 50.0
     version: str | None = "1.0.0"
     refused: RefusedVersion | None = None
     answer: Callable[[InferenceRequest], Any] | None = None
     windows: list[list[float]] = field(default_factory=list)
+    attributions: list[Attribution] = field(default_factory=list)
     silent: bool = False
+
+    @property
+    def sample_indices(self) -> dict[Attribution, int]:
+        provisional = self.output_index if self.provisional_index is None else self.provisional_index
+        return {Attribution.FINAL: self.output_index, Attribution.PROVISIONAL: provisional}
 
     @property
     def infer(self) -> Method:
@@ -88,6 +99,7 @@ class FakeAppliance:
 
     async def _infer(self, request: InferenceRequest) -> InferenceResult:
         self.windows.append([round(float(v), 5) for v in request.window_kw])
+        self.attributions.append(request.attribution)
         if request.window_kw.shape != (self.window_size,):
             return InferenceRefused(InferenceRefusal.WINDOW_LENGTH, "", input_window_size=self.window_size)
         if self.answer is not None:
@@ -97,15 +109,24 @@ class FakeAppliance:
         return self.inference(request)
 
     def inference(self, request: InferenceRequest) -> Inference:
+        index = self.sample_indices[request.attribution]
+        final = request.attribution is Attribution.FINAL or self.provisional_w is None
+        predicted_w = self.predicted_w if final else self.provisional_w
+        assert predicted_w is not None
         return Inference(
-            predicted_w=self.predicted_w,
+            predicted_w=predicted_w,
             on_probability=0.75,
+            intervals=tuple(
+                PowerInterval(coverage, max(0.0, predicted_w - spread_w), predicted_w + spread_w)
+                for coverage, spread_w in ((0.8, self.spread_w), (0.9, 2 * self.spread_w))
+            ),
+            attribution=request.attribution,
             model_id=f"{self.appliance_id}-net",
             model_version=self.version or "",
             artifact_sha256=SHA256,
-            output_sample_index=self.output_index,
+            output_sample_index=index,
             sample_period_s=self.sample_period_s,
-            aggregate_kw=float(request.window_kw[self.output_index]),
+            aggregate_kw=float(request.window_kw[index]),
             batch_size=1,
             queue_ms=0.25,
             forward_ms=1.5,
@@ -122,7 +143,7 @@ class FakeAppliance:
             model_version=self.version,
             artifact_sha256=SHA256 if loaded else None,
             input_window_size=self.window_size if loaded else None,
-            output_sample_index=self.output_index if loaded else None,
+            sample_indices=self.sample_indices if loaded else None,
             sample_period_s=self.sample_period_s if loaded else None,
             device="cpu",
             loading=False,
@@ -217,7 +238,8 @@ def entry(appliance_id: str, version: str, *, active: bool) -> RegistryEntry:
         sample_period_s=60.0,
         input_unit="W",
         output_unit="W",
-        output_sample_index=4,
+        output_sample_index=2,
+        provisional_sample_index=4,
         max_power_w=3000.0,
         on_threshold_w=50.0,
         training_data=(TrainingSource("home-1", "2024-01-01", "2024-02-01", "a household"),),
@@ -249,6 +271,10 @@ def infer_body(**changes: object) -> dict[str, object]:
         "timestamp": "2026-01-31T18:00:00+01:00",
     }
     return {k: v for k, v in (body | changes).items() if v is not ...}
+
+
+def disaggregate_body(size: int = 5, **changes: object) -> dict[str, object]:
+    return infer_body(**{"appliance_id": ..., "window": [0.5] * size} | changes)
 
 
 def mint(secret: str = SECRET, *, algorithm: str = "HS256", headers: Any = None, **changes: object) -> str:
@@ -328,6 +354,7 @@ def kit() -> SimpleNamespace:
         start=start,
         mint=mint,
         infer_body=infer_body,
+        disaggregate_body=disaggregate_body,
         FakeAppliance=FakeAppliance,
         FakeStore=FakeStore,
         SECRET=SECRET,

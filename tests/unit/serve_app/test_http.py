@@ -329,7 +329,7 @@ async def test_the_api_document_describes_the_bodies(service: Any) -> None:
     assert not [path for path in document["paths"] if path.startswith("/api")]
     schema = document["paths"]["/infer"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema["additionalProperties"] is False
-    assert schema["properties"].keys() == {"building_id", "appliance_id", "window", "timestamp"}
+    assert schema["properties"].keys() == {"building_id", "appliance_id", "window", "attribution", "timestamp"}
 
 
 async def test_models_lists_versions_and_what_serves(service: Any) -> None:
@@ -338,7 +338,6 @@ async def test_models_lists_versions_and_what_serves(service: Any) -> None:
         ("1.0.0", True, True),
         ("0.9.0", False, False),
     ]
-    assert body["disaggregate"] == {"input_window_size": 5, "sample_period_s": 60.0, "output_sample_index": 4}
     assert body["appliances"][0] == {
         "appliance_id": "kettle",
         "ready": True,
@@ -346,6 +345,24 @@ async def test_models_lists_versions_and_what_serves(service: Any) -> None:
         "serving_version": "1.0.0",
         "refused": None,
     }
+
+
+async def test_models_tells_the_sample_and_the_window_of_either_answer(kit: Any) -> None:
+    fakes = {
+        "kettle": kit.FakeAppliance("kettle", output_index=2, provisional_index=4),
+        "microwave": kit.FakeAppliance("microwave", window_size=7, output_index=3, provisional_index=5),
+    }
+    async with kit.start(fakes) as service:
+        body = (await service.client.get("/models")).json()
+        assert {(m["output_sample_index"], m["provisional_sample_index"]) for m in body["models"]} == {(2, 4)}
+        shape = {"sample_period_s": 60.0}
+        assert body["disaggregate"] == shape | {"input_window_size": 7, "output_sample_index": 3}
+        assert body["disaggregate_provisional"] == shape | {"input_window_size": 7, "output_sample_index": 5}
+        fakes["microwave"].provisional_index = 3
+        await service.catalogue.refresh()
+        body = (await service.client.get("/models")).json()
+        # The kettle needs four samples before the common instant, the microwave three after it.
+        assert body["disaggregate_provisional"] == shape | {"input_window_size": 8, "output_sample_index": 4}
 
 
 async def test_models_says_why_a_version_is_not_served(kit: Any) -> None:
@@ -359,7 +376,7 @@ async def test_models_says_why_a_version_is_not_served(kit: Any) -> None:
 async def test_models_before_anything_answered(kit: Any) -> None:
     async with kit.start(poll=False) as service:
         body = (await service.client.get("/models")).json()
-        assert body["disaggregate"] is None
+        assert body["disaggregate"] is body["disaggregate_provisional"] is None
         assert [a["ready"] for a in body["appliances"]] == [False, False]
         assert not any(m["serving"] for m in body["models"])
 
@@ -367,6 +384,7 @@ async def test_models_before_anything_answered(kit: Any) -> None:
 async def test_one_model_in_detail(service: Any) -> None:
     versions = (await service.client.get("/models/kettle-net")).json()
     assert [v["model_version"] for v in versions] == ["0.9.0", "1.0.0"]
+    assert (versions[0]["output_sample_index"], versions[0]["provisional_sample_index"]) == (2, 4)
     assert versions[0]["metrics"] == {"mae_w": 12.5}
     assert versions[0]["training_data"] == [
         {"home": "home-1", "from": "2024-01-01", "to": "2024-02-01", "attribution": "a household"}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from models.attribution import Attribution
 from serve_app.schemas import MAX_WINDOW_SAMPLES, DisaggregateRequest, InferRequest, parse_instant
 
 
@@ -103,6 +104,18 @@ def test_a_valid_request() -> None:
     assert request.window_end() == datetime(2026, 1, 31, 17, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("attribution", Attribution)
+@pytest.mark.parametrize("kind", [InferRequest, DisaggregateRequest])
+def test_an_attribution_is_its_text(kind: type[InferRequest | DisaggregateRequest], attribution: Attribution) -> None:
+    appliance = "kettle" if kind is InferRequest else ...
+    request = kind.model_validate_json(json.dumps(body(appliance_id=appliance, attribution=str(attribution))))
+    assert request.attribution is attribution
+
+
+def test_without_a_word_the_answer_is_final() -> None:
+    assert parse(body()).attribution is Attribution.FINAL
+
+
 def test_without_a_timestamp_the_window_ends_now() -> None:
     assert abs(parse(body()).window_end() - datetime.now(UTC)) < timedelta(seconds=5)
     assert parse(body(timestamp=None)).timestamp is None
@@ -167,6 +180,10 @@ def test_a_bad_sample_is_found_at_its_place(sample: str) -> None:
         ({"building_id": ...}, ("building_id",)),
         ({"appliance_id": ...}, ("appliance_id",)),
         ({"extra": 1}, ("extra",)),
+        ({"attribution": "centred"}, ("attribution",)),
+        ({"attribution": "final\n"}, ("attribution",)),
+        ({"attribution": 0}, ("attribution",)),
+        ({"attribution": None}, ("attribution",)),
         ({"timestamp": "yesterday"}, ("timestamp",)),
         ({"timestamp": 1769882400}, ("timestamp",)),
         ({"timestamp": "2026-01-31T18:00:00Z\n"}, ("timestamp",)),

@@ -1,0 +1,31 @@
+"""A kettle replica with three versions to choose from, no Ray."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deployments.appliance import ApplianceModel
+from tests.unit.deployments.replica import Shelf
+
+
+@pytest.fixture(scope="session")
+def _packed(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    shelf = Shelf(tmp_path_factory.mktemp("shelf"))
+    for seed, version in enumerate(("1.0.0", "2.0.0", "3.0.0")):
+        shelf.add(version, seed)
+    return shelf
+
+
+@pytest.fixture
+def shelf(_packed: Shelf, tmp_path: Path) -> Shelf:
+    """A copy that a test may damage."""
+    shutil.copytree(_packed.root, tmp_path, dirs_exist_ok=True)
+    return Shelf(tmp_path, list(_packed.entries))
+
+
+@pytest.fixture
+def kettle(shelf: Shelf) -> ApplianceModel:
+    return ApplianceModel("kettle", registry_path=str(shelf.registry), device="cpu")

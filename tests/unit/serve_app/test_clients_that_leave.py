@@ -1,0 +1,80 @@
+"""Clients that hang up: what was on its way to the store still arrives, and nothing counts as our error."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from deployments.contracts import RecordSet
+
+
+async def cancel_while_storing(service: Any, kit: Any, route: str) -> None:
+    """A client that hangs up while its prediction is on its way to the store; the store then goes on."""
+    service.store.release = asyncio.Event()
+    body = kit.infer_body() if route == "/infer" else kit.disaggregate_body()
+    call = asyncio.create_task(service.client.post(route, json=body))
+    await asyncio.wait_for(service.store.started.wait(), 5)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    service.store.release.set()
+    await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("route", ["/infer", "/disaggregate"])
+async def test_a_prediction_on_its_way_to_the_store_arrives_when_the_client_leaves(
+    service: Any, kit: Any, route: str
+) -> None:
+    await cancel_while_storing(service, kit, route)
+    assert service.store.cancelled == 0
+    assert len(service.store.stored) == 1
+    assert (await service.infer()).status_code == 200
+
+
+async def test_without_the_shield_that_test_fails(service: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve_app.inference import persist
+    from serve_app.predict import Predictor
+
+    async def unshielded(self: Any, points: Any, context: Any) -> None:
+        await persist(self.persistence, RecordSet(points=points, deadline_s=context.deadline_s))
+
+    monkeypatch.setattr(Predictor, "_store", unshielded)
+    await cancel_while_storing(service, kit, "/infer")
+    assert service.store.cancelled == 1
+    assert service.store.stored == []
+
+
+async def test_a_client_that_leaves_is_no_error_of_ours(service: Any, kit: Any) -> None:
+    await cancel_while_storing(service, kit, "/infer")
+    assert [line["level"] for line in service.log] == ["info"]
+    assert service.log[0]["status"] == 499
+    assert 'status_class="5xx"' not in (await service.client.get("/metrics")).text
+
+
+async def test_a_client_that_leaves_during_its_upload_is_no_crash(service: Any, kit: Any) -> None:
+    scope: dict[str, Any] = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/infer",
+        "raw_path": b"/infer",
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"authorization", f"Bearer {kit.mint()}".encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("nilm.test", 80),
+    }
+    messages = [{"type": "http.request", "body": b'{"win', "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(_: Any) -> None:
+        return None
+
+    await service.app(scope, receive, send)
+    assert [line["message"] for line in service.log] == ["request"]
+    assert service.log[0]["status"] < 500
