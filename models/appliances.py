@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.signal import MAINS_CLIP_W
+
 
 @dataclass(frozen=True, slots=True)
 class Appliance:
@@ -25,6 +27,8 @@ class Appliance:
     min_off_s: float
     typical_power_w: float
     """Scale of the power regression: about the power of the dominant phase, so that losses are near one."""
+    mains_clip_w: float = MAINS_CLIP_W
+    """Mains above are clipped before a network sees them. An electric shower alone is above what others clip at."""
 
 
 APPLIANCES: dict[str, Appliance] = {
@@ -34,7 +38,7 @@ APPLIANCES: dict[str, Appliance] = {
         Appliance("microwave", "Microwave", 3000.0, 200.0, 12.0, 30.0, 500.0),
         Appliance("dishwasher", "Dishwasher", 2500.0, 10.0, 1800.0, 1800.0, 700.0),
         Appliance("washing_machine", "WashingMachine", 2500.0, 20.0, 1800.0, 160.0, 400.0),
-        Appliance("electric_shower", "Shower", 11000.0, 2000.0, 30.0, 30.0, 4000.0),
+        Appliance("electric_shower", "Shower", 11000.0, 2000.0, 30.0, 30.0, 4000.0, mains_clip_w=14000.0),
     )
 }
 

@@ -6,9 +6,11 @@ keys), does not fit registry.schema.json, or points outside its own folder. Load
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -136,6 +138,26 @@ class Registry:
             return f"its versions are {', '.join(entry.model_version for entry in versions)}"
         appliances = sorted({entry.appliance_id for entry in self.entries})
         return f"the registry has {', '.join(appliances) or 'no model at all'}"
+
+
+def registry_text(entries: Iterable[RegistryEntry]) -> str:
+    """registry.json for these entries, sorted. Raises `RegistryError` when they would not be a valid registry."""
+    rows = [_row(entry) for entry in sorted(entries, key=lambda entry: (entry.appliance_id, entry.model_version))]
+    text = json.dumps({"schema_version": 1, "models": rows}, indent=2, allow_nan=False) + "\n"
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "registry.json"
+        trial.write_text(text, encoding="utf-8")
+        Registry.load(trial)
+    return text
+
+
+def _row(entry: RegistryEntry) -> dict[str, Any]:
+    row = dataclasses.asdict(entry)
+    row["training_data"] = [
+        {"home": source.home, "from": source.from_, "to": source.to, "attribution": source.attribution}
+        for source in entry.training_data
+    ]
+    return row
 
 
 def _read_strict_json(path: Path) -> Any:

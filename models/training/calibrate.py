@@ -69,9 +69,29 @@ def fit(logit: npt.NDArray[np.float32], on: BoolArray, steps: int = 100) -> Cali
     return Calibration(max(float(parameters[0]), MIN_SLOPE), float(parameters[1]))
 
 
-def expected_calibration_error(probability: DoubleArray, on: BoolArray, bins: int = ECE_BINS) -> float:
-    """ECE: mean over equal-width bins, weighted by their samples, of |mean probability - share on|."""
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """One bin of a reliability diagram: what was said, what was, and of how many samples."""
+
+    samples: int
+    mean_probability: float
+    share_on: float
+
+
+def reliability(probability: DoubleArray, on: BoolArray, bins: int = ECE_BINS) -> tuple[ReliabilityBin, ...]:
+    """Equal-width bins that hold samples, lowest first; arrays are [n]."""
     index = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    samples = np.bincount(index, minlength=bins)
     said = np.bincount(index, weights=probability, minlength=bins)
     was = np.bincount(index, weights=on.astype(np.float64), minlength=bins)
-    return float(np.abs(said - was).sum() / probability.size)
+    return tuple(
+        ReliabilityBin(int(count), float(total / count), float(hits / count))
+        for count, total, hits in zip(samples, said, was, strict=True)
+        if count
+    )
+
+
+def expected_calibration_error(probability: DoubleArray, on: BoolArray, bins: int = ECE_BINS) -> float:
+    """ECE: mean over equal-width bins, weighted by their samples, of |mean probability - share on|."""
+    weighted = sum(one.samples * abs(one.mean_probability - one.share_on) for one in reliability(probability, on, bins))
+    return weighted / probability.size if probability.size else float("nan")

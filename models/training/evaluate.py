@@ -1,11 +1,13 @@
-"""What a network is worth on a home: outputs of every window, and the choices made from the validation split.
+"""What a network is worth on a home: outputs of every minute, and the choices made from the validation split.
 
-Evaluates exactly the served sample, at every window (stride 1), and the centred one beside it for information.
+Both answers of a version are measured, each at its own sample of the window. One window answers for a block of
+neighbouring samples around that one, which costs a fraction of a window for every minute and changes nothing that
+a metric shows; `block=1` is exactly what the service says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +15,11 @@ import numpy.typing as npt
 import torch
 
 from models.appliances import Appliance
-from models.architectures import SequenceModel
-from models.loader import LoadedModel
-from models.signal import MAINS_CLIP_W, MAINS_MEAN_W, MAINS_STD_W, normalise, sliding_windows
-from models.training.calibrate import Calibration, expected_calibration_error, fit
+from models.architectures import COVERAGES, INTERVAL_EDGES, Readout, SequenceModel
+from models.attribution import Attribution
+from models.signal import MAINS_MEAN_W, MAINS_STD_W, normalise, sliding_windows
+from models.training.calibrate import Calibration, ReliabilityBin, expected_calibration_error, fit, reliability
+from models.training.conformal import coverage, interval_offsets_w
 from models.training.labels import on_state
 from models.training.metrics import Scores, f1, mae, score
 from models.training.recordings import SAMPLE_PERIOD_S, Home
@@ -33,8 +36,7 @@ GATES = np.concatenate(([0.01, 0.02, 0.03], THRESHOLDS))
 PROGRAMME_S = 600.0
 """Appliances that run at least this long have programmes. A wrongly found one costs an hour of power, and a home
 not seen before has other machines that resemble it: power is then given only where the state is on."""
-VALIDATION_STRIDE = 4
-"""Every fourth minute: neighbouring windows say nearly the same, and this is only to choose, not to report."""
+EVALUATION_BLOCK = 4
 
 
 def ignore_progress(_done: int, _total: int) -> None:
@@ -50,44 +52,50 @@ class Decision:
     """Probability below which power is zero: the gate with the least MAE, never above the state threshold."""
     state_threshold: float
     """Probability from which the appliance counts as on: the threshold with the best F1."""
+    interval_offsets_w: FloatArray
+    """[coverages, groups, 2], see `conformal`."""
 
-    def served(self, logit: FloatArray, power_w: FloatArray, appliance: Appliance) -> tuple[DoubleArray, FloatArray]:
-        """Raw outputs, shapes (n,), to (on_probability, predicted power in W) as the service gives them."""
-        probability = self.calibration.probability(logit)
-        gated = np.where(probability >= self.power_gate, power_w, 0.0)
-        return probability, np.clip(gated, 0.0, appliance.max_power_w).astype(np.float32)
-
-
-def decision_of(model: LoadedModel) -> Decision:
-    """The choices a registered model carries: in its weights, and the state threshold in its entry."""
-    network = model.network
-    return Decision(
-        calibration=Calibration(float(network.calibration_slope), float(network.calibration_bias)),
-        power_gate=float(network.power_gate),
-        state_threshold=float(model.entry.metrics.get("on_probability_threshold", 0.5)),
-    )
+    def apply(self, readout: Readout) -> None:
+        """Puts it into the network's buffers, hence into the weights file."""
+        readout.calibration_slope.fill_(self.calibration.slope)
+        readout.calibration_bias.fill_(self.calibration.bias)
+        readout.power_gate.fill_(self.power_gate)
+        readout.interval_offsets_w.copy_(torch.from_numpy(self.interval_offsets_w))
 
 
 @dataclass(frozen=True, slots=True)
 class RawOutputs:
-    """Raw outputs of n scored samples with their truth, all shapes (n,). `position` is the sample in its home."""
+    """Raw outputs for n consecutive minutes of a home with their truth, all shapes (n,)."""
 
     logit: FloatArray
     power_w: FloatArray
     true_w: FloatArray
     state: BoolArray
     valid: BoolArray
-    position: npt.NDArray[np.int64]
+    """False where the mains were not measured, and where no window reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the service says for n minutes: probability, power in W, and intervals [n, coverages, 2] in W."""
+
+    on_probability: FloatArray
+    power_w: FloatArray
+    interval_w: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
 class HomeReport:
-    """One network on one home at one sample of the window."""
+    """One answer of a network on one home."""
 
-    sample_index: int
     scores: Scores
     ece_before: float
     ece_after: float
+    coverages: dict[float, float]
+    """Measured share of true powers inside the interval of each nominal coverage."""
+    coverages_on: dict[float, float]
+    """The same over the minutes in which the appliance was on: overall, an off appliance flatters."""
+    reliability: tuple[ReliabilityBin, ...]
 
 
 def raw_outputs(
@@ -95,44 +103,51 @@ def raw_outputs(
     home: Home,
     appliance: Appliance,
     window: int,
-    indices: Sequence[int],
-    stride: int = 1,
+    sample_indices: Mapping[Attribution, int],
+    block: int = EVALUATION_BLOCK,
     progress: Progress = ignore_progress,
     batch_size: int = 128,
-) -> list[RawOutputs]:
-    """Outputs at each of `indices` for every `stride`-th window of `home`; one forward serves all indices.
+) -> dict[Attribution, RawOutputs]:
+    """Outputs of each answer for every minute of `home`; one forward pass serves all of them.
 
     Raises `ValueError` for a home shorter than one window.
     """
-    series = normalise(home.aggregate_w, MAINS_MEAN_W, MAINS_STD_W, clip_w=MAINS_CLIP_W)
-    windows = sliding_windows(series, window, stride)
+    if network.answers_for is not None:
+        block = 1
+    series = normalise(home.aggregate_w, MAINS_MEAN_W, MAINS_STD_W, clip_w=appliance.mains_clip_w)
+    windows = sliding_windows(series, window, block)
+    starts = np.arange(len(windows)) * block
+    firsts = {name: min(max(index - block // 2, 0), window - block) for name, index in sample_indices.items()}
     device = next(network.parameters()).device
-    columns = torch.tensor(list(indices), device=device)
-    starts = np.arange(len(windows)) * stride
-    # Windows whose every asked sample is missing are not scored, so they are not computed; their outputs stay 0.
-    needed = np.flatnonzero(np.any([home.valid[starts + index] for index in indices], axis=0))
-    logit = np.zeros((len(windows), len(indices)), dtype=np.float32)
-    power = np.zeros_like(logit)
+    measured = np.concatenate(([0], np.cumsum(home.valid)))
+    # Blocks without a measured sample are not scored, so they are not computed.
+    needed = np.flatnonzero(
+        np.any([measured[starts + first + block] > measured[starts + first] for first in firsts.values()], axis=0)
+    )
+    size = len(home)
+    logits = {name: np.full(size, np.nan, dtype=np.float32) for name in firsts}
+    powers = {name: np.full(size, np.nan, dtype=np.float32) for name in firsts}
     with torch.inference_mode():
-        for first in range(0, len(needed), batch_size):
-            chosen = needed[first : first + batch_size]
+        for begin in range(0, len(needed), batch_size):
+            chosen = needed[begin : begin + batch_size]
             on_logit, power_w = network(torch.from_numpy(windows[chosen]).to(device))
-            logit[chosen] = on_logit[:, columns].cpu().numpy()
-            power[chosen] = power_w[:, columns].cpu().numpy()
-            progress(first + len(chosen), len(needed))
+            for name, first in firsts.items():
+                positions = starts[chosen, None] + np.arange(first, first + block)
+                logits[name][positions] = on_logit[:, first : first + block].cpu().numpy()
+                powers[name][positions] = power_w[:, first : first + block].cpu().numpy()
+            progress(begin + len(chosen), len(needed))
     true_w = home.appliances_w[appliance.appliance_id]
     state = on_state(true_w, appliance, SAMPLE_PERIOD_S)
-    return [
-        RawOutputs(
-            logit=logit[:, column],
-            power_w=power[:, column],
-            true_w=true_w[starts + index],
-            state=state[starts + index],
-            valid=home.valid[starts + index],
-            position=starts + index,
+    return {
+        name: RawOutputs(
+            logit=np.nan_to_num(logits[name]),
+            power_w=np.nan_to_num(powers[name]),
+            true_w=true_w,
+            state=state,
+            valid=home.valid & np.isfinite(logits[name]),
         )
-        for column, index in enumerate(indices)
-    ]
+        for name in firsts
+    }
 
 
 def only_valid(parts: Sequence[RawOutputs]) -> RawOutputs:
@@ -143,15 +158,14 @@ def only_valid(parts: Sequence[RawOutputs]) -> RawOutputs:
         true_w=np.concatenate([part.true_w[part.valid] for part in parts]),
         state=np.concatenate([part.state[part.valid] for part in parts]),
         valid=np.concatenate([part.valid[part.valid] for part in parts]),
-        position=np.concatenate([part.position[part.valid] for part in parts]),
     )
 
 
 def decide(outputs: RawOutputs, appliance: Appliance) -> Decision:
-    """Calibration, power gate and state threshold from validation outputs."""
+    """Calibration, power gate, state threshold and intervals from validation outputs."""
     calibration = fit(outputs.logit, outputs.state)
     probability = calibration.probability(outputs.logit)
-    power_w = np.clip(outputs.power_w, 0.0, appliance.max_power_w)
+    power_w = np.clip(outputs.power_w, 0.0, appliance.max_power_w).astype(np.float64)
     true_w = outputs.true_w.astype(np.float64)
     states = [f1(outputs.state, probability >= threshold) for threshold in THRESHOLDS]
     state_threshold = float(THRESHOLDS[int(np.argmax(states))])
@@ -161,36 +175,47 @@ def decide(outputs: RawOutputs, appliance: Appliance) -> Decision:
     power_gate = gates[int(np.argmin(errors))]
     if appliance.min_on_s >= PROGRAMME_S:
         power_gate = state_threshold
-    return Decision(calibration, power_gate, state_threshold)
+    gated_w = np.where(probability >= power_gate, power_w, 0.0)
+    offsets = interval_offsets_w(probability, gated_w, true_w, INTERVAL_EDGES, COVERAGES, appliance.max_power_w)
+    return Decision(calibration, power_gate, state_threshold, offsets)
 
 
-def validation_summary(outputs: RawOutputs, appliance: Appliance) -> dict[str, float]:
-    """F1 and MAE on the validation split after the best choices there, to compare look-aheads."""
-    decision = decide(outputs, appliance)
-    probability, predicted_w = decision.served(outputs.logit, outputs.power_w, appliance)
-    return {
-        "f1": round(f1(outputs.state, probability >= decision.state_threshold), 4),
-        "mae_w": round(mae(outputs.true_w.astype(np.float64), predicted_w.astype(np.float64)), 4),
-        "always_off_mae_w": round(float(np.mean(outputs.true_w)), 4),
-    }
+def served(outputs: RawOutputs, readout: Readout, appliance: Appliance) -> Served:
+    """What the service says for these raw outputs: the very module that it runs."""
+    with torch.inference_mode():
+        estimate = readout.cpu()(
+            torch.from_numpy(outputs.logit), torch.from_numpy(outputs.power_w), appliance.max_power_w
+        )
+    return Served(estimate.on_probability.numpy(), estimate.power_w.numpy(), estimate.interval_w.numpy())
 
 
-def report(outputs: RawOutputs, decision: Decision, appliance: Appliance, sample_index: int) -> HomeReport:
-    """All metrics of one home; `outputs` must be of stride 1, because cycles and days need unbroken time."""
-    probability, predicted_w = decision.served(outputs.logit, outputs.power_w, appliance)
+def report(outputs: RawOutputs, readout: Readout, state_threshold: float, appliance: Appliance) -> HomeReport:
+    """All metrics of one home; `outputs` must be consecutive minutes, because cycles and days need unbroken time."""
+    said = served(outputs, readout, appliance)
     scores = score(
         true_w=outputs.true_w,
         true_state=outputs.state,
-        predicted_w=predicted_w,
-        predicted_state=probability >= decision.state_threshold,
+        predicted_w=said.power_w,
+        predicted_state=said.on_probability >= state_threshold,
         valid=outputs.valid,
         appliance=appliance,
         sample_period_s=SAMPLE_PERIOD_S,
     )
-    neutral = Calibration(1.0, 0.0).probability(outputs.logit)
+    valid, on = outputs.valid, outputs.valid & outputs.state
+    neutral = Calibration(1.0, 0.0).probability(outputs.logit[valid])
+    probability = said.on_probability[valid].astype(np.float64)
+
+    def covered(where: BoolArray) -> dict[float, float]:
+        return {
+            level: coverage(said.interval_w[where, number], outputs.true_w[where])
+            for number, level in enumerate(COVERAGES)
+        }
+
     return HomeReport(
-        sample_index=sample_index,
         scores=scores,
-        ece_before=expected_calibration_error(neutral[outputs.valid], outputs.state[outputs.valid]),
-        ece_after=expected_calibration_error(probability[outputs.valid], outputs.state[outputs.valid]),
+        ece_before=expected_calibration_error(neutral, outputs.state[valid]),
+        ece_after=expected_calibration_error(probability, outputs.state[valid]),
+        coverages=covered(valid),
+        coverages_on=covered(on),
+        reliability=reliability(probability, outputs.state[valid]),
     )

@@ -6,6 +6,7 @@ of one home into the background of another, beside other appliances' activations
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ import numpy.typing as npt
 
 from models.appliances import Appliance
 from models.appliances import appliance as find_appliance
-from models.signal import MAINS_CLIP_W
 from models.training.labels import on_state, runs
 from models.training.recordings import SAMPLE_PERIOD_S, Home
 
@@ -67,6 +67,14 @@ class BatchSampler:
         self._usable = np.zeros(self._mains.size, dtype=np.bool_)
         self._usable[self._starts] = True
 
+    def random_state(self) -> str:
+        """Where the random numbers are, as text for a checkpoint."""
+        return json.dumps(self._rng.bit_generator.state)
+
+    def restore_random_state(self, state: str) -> None:
+        """Goes on from what `random_state` gave."""
+        self._rng.bit_generator.state = json.loads(state)
+
     def batch(self, size: int) -> Batch:
         """The next `size` windows, the first half real and the second half composed."""
         real = self._real(size - size // 2)
@@ -78,7 +86,7 @@ class BatchSampler:
         positions = starts[:, None] + np.arange(self.window)
         factor = self._rng.uniform(0.9, 1.1, (size, 1)).astype(np.float32)
         return (
-            np.clip(self._mains[positions] * factor, 0.0, MAINS_CLIP_W),
+            np.clip(self._mains[positions] * factor, 0.0, self.target.mains_clip_w),
             self._power[self.target.appliance_id][positions] * factor,
             self._state[positions],
             self._valid[positions].astype(np.float32),
@@ -104,7 +112,7 @@ class BatchSampler:
                 power = power * (self._rng.random((size, 1)) < 0.7)
             mains = mains + power
         return (
-            np.clip(mains, 0.0, MAINS_CLIP_W).astype(np.float32),
+            np.clip(mains, 0.0, self.target.mains_clip_w).astype(np.float32),
             target_w.astype(np.float32),
             state,
             self._valid[background].astype(np.float32),

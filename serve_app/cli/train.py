@@ -21,105 +21,130 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from models.training.jobs import Evaluation
+    from models.training.measure import Measurement
 
 DataFolder = Annotated[
-    Path, typer.Option("--data", help="Folder with the household recordings (parquet, one file a home).")
+    Path,
+    typer.Option("--data", envvar="NILM_DATA", help="Folder with household recordings; see `nilm data check`."),
 ]
-RegistryFolder = Annotated[
-    Path | None,
-    typer.Option("--out", help="Folder of registry.json and artifacts/.  [default: the models package]"),
-]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; other than 1 may change the last digits.")]
 
 
 def train(
-    appliance: Annotated[str, typer.Argument(help="kettle, microwave, dishwasher or washing_machine.")],
+    appliance: Annotated[str, typer.Argument(help="kettle, microwave, dishwasher, washing_machine, electric_shower.")],
     data: DataFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run folder.  [default: runs/APPLIANCE-seedSEED, here]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides the initial weights and the batches.")] = 1,
     steps: Annotated[int | None, typer.Option(min=2, help="Batches to learn from.  [default: by appliance]")] = None,
-    version: Annotated[str, typer.Option(help="Version to register.")] = "1.0.0",
-    out: RegistryFolder = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; other than 1 may change the weights.")] = 1,
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite the version if it exists.")] = False,
-    inactive: Annotated[bool, typer.Option("--inactive", help="Register without making it active.")] = False,
+    architecture: Annotated[
+        str, typer.Option(help="TemporalPoolingUNet, Seq2Point, NILMFormer or CNNTransformer.")
+    ] = "TemporalPoolingUNet",
+    test_home: Annotated[
+        str | None, typer.Option(help="The home it never sees.  [default: uk-dale-2, where there is one]")
+    ] = None,
+    training_home: Annotated[
+        list[str] | None, typer.Option(help="A home to learn from; may be repeated.  [default: all others]")
+    ] = None,
+    threads: Threads = 1,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what the run folder holds.")] = False,
 ) -> None:
-    """Train one appliance's model, test it on a home it never saw, and register it.
+    """Train one appliance's model and test it on a home it never saw.
 
-    Thresholds and calibration come from a later part of the training homes; the test home decides nothing.
+    A killed run goes on where it was. Thresholds, calibration and intervals come from a later part of the training
+    homes; the test home decides nothing. The result is a run folder: `nilm models add` registers it.
     """
     require_tools()
     # torch takes seconds to import; `nilm --help` should not.
-    from models.training.jobs import JobError, train_and_register  # noqa: PLC0415
+    from models.training.run import RunError, RunRequest, run  # noqa: PLC0415
 
+    folder = out or Path("runs") / f"{appliance}-seed{seed}"
+    request = RunRequest(
+        appliance_id=appliance,
+        data=data,
+        folder=folder,
+        seed=seed,
+        steps=steps,
+        architecture=architecture,
+        test_home=test_home,
+        training_homes=tuple(training_home or ()),
+        threads=threads,
+        restart=restart,
+    )
     try:
         with progress_bars() as progress:
-            entry = train_and_register(
-                appliance,
-                data,
-                progress,
-                root=out,
-                seed=seed,
-                steps=steps,
-                version=version,
-                threads=threads,
-                replace=replace,
-                is_active=not inactive,
-            )
-    except JobError as error:
+            entry = run(request, progress)
+    except RunError as error:
         fail(str(error))
     console = Console()
     for test in entry.metrics["tests"]:
-        verdict = "beats" if test["beats_always_off"] else "does NOT beat"
-        served = test["served"]
-        console.print(
-            f"{test['home']}: {verdict} always-off, F1 {served['f1']:.3f}, "
-            f"MAE {served['mae_w']:.2f} W (always off {served['always_off_mae_w']:.2f} W)"
-        )
-    console.print(f"registered {entry.model_id} {entry.model_version}, card {entry.card_path}")
+        for attribution in ("final", "provisional"):
+            scores = test[attribution]
+            verdict = "beats" if scores["beats_always_off"] else "does NOT beat"
+            console.print(
+                f"{test['home']} ({test['kind'].replace('_', ' ')}), {attribution}: {verdict} always-off, "
+                f"F1 {scores['f1']:.3f}, MAE {scores['mae_w']:.2f} W (always off {scores['always_off_mae_w']:.2f} W)"
+            )
+    console.print(f"finished in {folder}; register it with: nilm models add {folder} --version 1.0.0")
 
 
 def evaluate(
     data: DataFolder,
     appliance: Annotated[str | None, typer.Argument(help="One appliance; or use --all.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every appliance with an active model.")] = False,
-    home: Annotated[str, typer.Option(help="The unseen home: uk-dale-2 or ideal-65.")] = "uk-dale-2",
-    out: RegistryFolder = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    everything: Annotated[bool, typer.Option("--all", help="The champion of every appliance.")] = False,
+    home: Annotated[
+        str | None, typer.Option(help="A home to measure on, whole.  [default: the tests of the model's card]")
+    ] = None,
+    registry: Annotated[
+        Path | None, typer.Option(help="A registry.json, also that of a run folder.  [default: the packaged one]")
+    ] = None,
+    threads: Threads = 1,
 ) -> None:
-    """Measure active models on an unseen home: every window, the served and the centred sample."""
+    """Measure registered models again, from their weights alone, and compare with what their cards say."""
     if everything == (appliance is not None):
         fail("name one appliance, or give --all")
     require_tools()
-    from models.training.jobs import JobError, evaluate_active  # noqa: PLC0415
+    from models.training.measure import measure  # noqa: PLC0415
+    from models.training.run import RunError  # noqa: PLC0415
 
     try:
         with progress_bars() as progress:
-            evaluations = evaluate_active(data, progress, appliance, home, out, threads)
-    except JobError as error:
+            measurements = measure(data, appliance, home, registry, threads, progress)
+    except RunError as error:
         fail(str(error))
-    Console().print(evaluation_table(home, evaluations))
+    console = Console()
+    console.print(evaluation_table(measurements))
+    differing = [one for one in measurements if one.equals_card is False]
+    if differing:
+        fail(f"{len(differing)} of {len(measurements)} measurements differ from the card")
 
 
-def evaluation_table(home: str, evaluations: list[Evaluation]) -> Table:
-    """Both samples of every model beside always-off, whose F1 is 0 and TECA 0.5."""
-    result = Table(title=f"{home}, never seen in training")
+def evaluation_table(measurements: list[Measurement]) -> Table:
+    """Both answers of every model on every test beside always-off, whose F1 is 0 and TECA 0.5."""
+    result = Table(title="state F1 at the on-threshold; powers in W", box=None, pad_edge=False)
     result.add_column("model")
-    for heading in ("sample", "F1", "p >=", "cycle F1", "MAE W", "off MAE W", "SAE", "TECA", "ECE"):
+    result.add_column("home")
+    result.add_column("answer")
+    for heading in ("on >= W", "F1", "cycle F1", "MAE", "off MAE", "SAE", "TECA", "ECE", "in 80 %", "in 90 %", "card"):
         result.add_column(heading, justify="right")
-    for evaluation in evaluations:
-        for report in (evaluation.served, evaluation.centred):
+    for one in measurements:
+        for attribution, report in one.reports.items():
             scores = report.scores
             result.add_row(
-                f"{evaluation.entry.model_id} {evaluation.entry.model_version}",
-                str(report.sample_index),
+                f"{one.entry.model_id} {one.entry.model_version}",
+                f"{one.home}, {one.kind.replace('_', ' ')}",
+                str(attribution),
+                f"{one.entry.on_threshold_w:g}",
                 f"{scores.f1:.3f}",
-                f"{evaluation.entry.metrics.get('on_probability_threshold', 0.5):g}",
                 f"{scores.cycle_f1:.3f}",
                 f"{scores.mae_w:.2f}",
                 f"{scores.always_off_mae_w:.2f}",
                 f"{scores.sae:.3f}",
                 f"{scores.teca:.3f}",
                 f"{report.ece_after:.4f}",
+                *(f"{share:.3f}" for share in report.coverages.values()),
+                {True: "equal", False: "DIFFERS", None: "-"}[one.equals_card],
             )
     return result
 
