@@ -204,6 +204,8 @@ def _compare_golden(model: LoadedModel, content: bytes) -> None:
             expected = {name: golden[name] for name in golden.files if name != "windows_kw"}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise mismatch(f"not a golden file: {error}") from error
+    if windows_kw.size == 0:
+        raise mismatch("holds no window")
     try:
         outputs = model.predict(windows_kw)
     except ValueError as error:
@@ -213,7 +215,7 @@ def _compare_golden(model: LoadedModel, content: bytes) -> None:
         raise mismatch(f"holds {', '.join(sorted(expected))}; the model gives {', '.join(sorted(actual))}")
     for name, values in actual.items():
         tolerance = GOLDEN_TOLERANCE_PROBABILITY if name.endswith("on_probability") else GOLDEN_TOLERANCE_W
-        if values.shape != expected[name].shape or values.size == 0:
+        if values.shape != expected[name].shape:
             raise mismatch(f"{name} has shape {list(expected[name].shape)} for {values.shape[0]} windows")
         difference = float(np.max(np.abs(values - expected[name])))
         # Written as "not within", so that a NaN is a mismatch.

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from models.loader import ArtifactRefusal, ArtifactRefused, GoldenCheck, LoadedModel, load_verified
+from models.attribution import Attribution
+from models.loader import (
+    GOLDEN_TOLERANCE_PROBABILITY,
+    GOLDEN_TOLERANCE_W,
+    ArtifactRefusal,
+    ArtifactRefused,
+    GoldenCheck,
+    LoadedModel,
+    ModelOutput,
+    golden_arrays,
+    load_verified,
+)
 from models.registry import Registry
 
 WINDOWS = np.random.default_rng(3).uniform(0.1, 3.0, (3, 1000)).astype(np.float32)
@@ -26,35 +37,62 @@ def refusal(legacy) -> ArtifactRefused:
     return refused.value
 
 
-def write_golden(legacy, **changes: np.ndarray) -> None:
-    output = load(legacy).predict(WINDOWS)
-    arrays = {
-        "windows_kw": WINDOWS,
-        "predicted_w": output.predicted_w,
-        "on_probability": output.on_probability,
-        **changes,
-    }
-    np.savez(legacy.root / "golden.npz", **arrays)
+def final(model: LoadedModel, windows_kw: np.ndarray) -> ModelOutput:
+    return model.predict(windows_kw)[Attribution.FINAL]
+
+
+def write_golden(legacy, **changes: np.ndarray | None) -> None:
+    """The golden file of the model as it is; `name=None` leaves an array out."""
+    arrays = {"windows_kw": WINDOWS, **golden_arrays(load(legacy).predict(WINDOWS)), **changes}
+    np.savez(legacy.root / "golden.npz", **{name: array for name, array in arrays.items() if array is not None})
     legacy.entry["golden_path"] = "golden.npz"
     legacy.write()
 
 
 def test_a_legacy_entry_loads_and_predicts(legacy):
     model = load(legacy)
-    output = model.predict(WINDOWS)
+    outputs = model.predict(WINDOWS)
     assert model.golden is GoldenCheck.SKIPPED
-    assert output.predicted_w.shape == output.on_probability.shape == (3,)
-    assert output.predicted_w.dtype == output.on_probability.dtype == np.float32
-    assert (output.predicted_w >= 0).all()
-    assert (output.predicted_w <= 3100).all()
-    assert ((output.on_probability >= 0) & (output.on_probability <= 1)).all()
+    assert set(outputs) == set(Attribution)
+    for output in outputs.values():
+        assert output.predicted_w.shape == output.on_probability.shape == (3,)
+        assert output.interval_w.shape == (3, 2, 2)
+        assert output.predicted_w.dtype == output.on_probability.dtype == output.interval_w.dtype == np.float32
+        assert (output.predicted_w >= 0).all()
+        assert (output.predicted_w <= 3100).all()
+        assert ((output.on_probability >= 0) & (output.on_probability <= 1)).all()
+        # Nobody fitted intervals for it: they are the power itself.
+        np.testing.assert_array_equal(output.interval_w, np.broadcast_to(output.predicted_w[:, None, None], (3, 2, 2)))
+    # It has one output sample, so both answers are the same.
+    for name, values in golden_arrays({Attribution.FINAL: outputs[Attribution.FINAL]}).items():
+        np.testing.assert_array_equal(values, golden_arrays(outputs)[name.replace("final", "provisional")])
+
+
+def test_each_answer_stands_for_its_own_sample_with_its_own_readout(legacy, edited_weights):
+    # A gate above 1 silences the answer, whatever the network says.
+    edited_weights(lambda weights: weights["readouts.provisional.power_gate"].fill_(2.0))
+    edited_weights(lambda weights: weights["readouts.final.calibration_bias"].fill_(0.5))
+    legacy.entry |= {"output_sample_index": 300, "provisional_sample_index": 990}
+    legacy.write()
+    model = load(legacy)
+    outputs = model.predict(WINDOWS)
+    with torch.inference_mode():
+        on_logit, power_w = model.network(torch.from_numpy((WINDOWS * 1000 - 522.0) / 814.0))
+    expected = torch.sigmoid(on_logit[:, 300] + 0.5)
+    np.testing.assert_allclose(outputs[Attribution.FINAL].on_probability, expected, atol=1e-5)
+    np.testing.assert_allclose(outputs[Attribution.FINAL].predicted_w, power_w[:, 300], atol=0.1)
+    expected = torch.sigmoid(on_logit[:, 990])
+    np.testing.assert_allclose(outputs[Attribution.PROVISIONAL].on_probability, expected, atol=1e-5)
+    np.testing.assert_array_equal(outputs[Attribution.PROVISIONAL].predicted_w, np.zeros(3))
+    assert (power_w[:, 990] > 0).all()
 
 
 def test_the_batch_a_window_is_in_does_not_change_its_output(legacy):
     model = load(legacy)
-    together = model.predict(WINDOWS)
-    alone = np.concatenate([model.predict(WINDOWS[i : i + 1]).predicted_w for i in range(3)])
-    np.testing.assert_allclose(together.predicted_w, alone, atol=0.01)
+    together = golden_arrays(model.predict(WINDOWS))
+    alone = [golden_arrays(model.predict(WINDOWS[i : i + 1])) for i in range(3)]
+    for name, values in together.items():
+        np.testing.assert_allclose(values, np.concatenate([arrays[name] for arrays in alone]), atol=0.01)
 
 
 def test_another_window_length_is_a_value_error(legacy):
@@ -63,13 +101,13 @@ def test_another_window_length_is_a_value_error(legacy):
 
 
 def test_input_in_kw_and_in_w_agree(legacy):
-    in_w = load(legacy).predict(WINDOWS)
+    in_w = final(load(legacy), WINDOWS)
     legacy.entry |= {
         "input_unit": "kW",
         "preprocessing": {"type": "standard", "mean": 0.522, "std": 0.814, "clip_w": None},
     }
     legacy.write()
-    np.testing.assert_allclose(load(legacy).predict(WINDOWS).predicted_w, in_w.predicted_w, atol=0.05)
+    np.testing.assert_allclose(final(load(legacy), WINDOWS).predicted_w, in_w.predicted_w, atol=0.05)
 
 
 def test_mains_above_the_clip_look_like_the_clip(legacy):
@@ -77,7 +115,8 @@ def test_mains_above_the_clip_look_like_the_clip(legacy):
     legacy.write()
     model = load(legacy)
     high = np.full((1, 1000), 9.0, dtype=np.float32)
-    np.testing.assert_array_equal(model.predict(high).predicted_w, model.predict(np.full_like(high, 6.0)).predicted_w)
+    clipped = final(model, np.full_like(high, 6.0))
+    np.testing.assert_array_equal(final(model, high).predicted_w, clipped.predicted_w)
 
 
 @pytest.mark.parametrize("position", [0, 100, -1])
@@ -149,6 +188,16 @@ def test_finite_weights_that_overflow_fail_the_warm_up(legacy, edited_weights):
     assert refusal(legacy).reason is ArtifactRefusal.WARM_UP_FAILED
 
 
+@pytest.mark.parametrize("attribution", Attribution)
+def test_an_interval_that_overflows_fails_the_warm_up(legacy, edited_weights, attribution):
+    legacy.entry["max_power_w"] = None  # no clamp that would hide it
+    # Two finite numbers whose sum is not: the power and its offset.
+    edited_weights(lambda weights: weights["power_scale_w"].fill_(3e38))
+    assert load(legacy).golden is GoldenCheck.SKIPPED
+    edited_weights(lambda weights: weights[f"readouts.{attribution}.interval_offsets_w"].fill_(3.4e38))
+    assert refusal(legacy).reason is ArtifactRefusal.WARM_UP_FAILED
+
+
 def test_unknown_architecture_and_parameter(legacy):
     legacy.entry["architecture_params"]["d_modle"] = 64
     legacy.write()
@@ -165,19 +214,43 @@ def test_golden_passes(legacy):
     assert load(legacy).golden is GoldenCheck.PASSED
 
 
+ANSWERS = [
+    (attribution, field) for attribution in Attribution for field in ("predicted_w", "on_probability", "interval_w")
+]
+
+
+@pytest.mark.parametrize(("attribution", "field"), ANSWERS)
+def test_a_golden_array_that_differs_or_is_missing_is_named(legacy, attribution, field):
+    name = f"{attribution}_{field}"
+    golden = golden_arrays(load(legacy).predict(WINDOWS))[name]
+    tolerance = GOLDEN_TOLERANCE_PROBABILITY if field == "on_probability" else GOLDEN_TOLERANCE_W
+    one_off, within = golden.copy(), golden.copy()
+    one_off.flat[-1] += 2 * tolerance
+    within.flat[-1] += tolerance / 2
+    write_golden(legacy, **{name: within})
+    assert load(legacy).golden is GoldenCheck.PASSED
+    for wrong in (one_off, np.full_like(golden, np.nan), golden[:-1], None):
+        legacy.entry["golden_path"] = None
+        legacy.write()
+        write_golden(legacy, **{name: wrong})
+        refused = refusal(legacy)
+        assert refused.reason is ArtifactRefusal.GOLDEN_MISMATCH
+        assert name in refused.detail
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"predicted_w": np.full(3, 1234.0, dtype=np.float32)},
-        {"predicted_w": np.full(3, np.nan, dtype=np.float32)},
-        {"on_probability": np.full(3, 0.123, dtype=np.float32)},
-        {"on_probability": np.full(2, 0.5, dtype=np.float32)},
         {"windows_kw": WINDOWS[:, :10]},
         {"windows_kw": WINDOWS[:0]},
-        {"predicted_w": np.array([{}, {}, {}], dtype=object)},
+        {"windows_kw": None},
+        {"final_interval_w": np.zeros((3, 4), dtype=np.float32)},
+        {"final_predicted_w": np.array([{}, {}, {}], dtype=object)},
+        {"centred_predicted_w": np.zeros(3, dtype=np.float32)},
     ],
+    ids=["short windows", "no windows", "windows missing", "another shape", "pickled", "surplus"],
 )
-def test_golden_mismatch(legacy, changes):
+def test_a_golden_file_of_another_form_is_a_mismatch(legacy, changes):
     write_golden(legacy, **changes)
     assert refusal(legacy).reason is ArtifactRefusal.GOLDEN_MISMATCH
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from models.attribution import Attribution
 from models.loader import GoldenCheck, load_verified
 from models.registry import Registry, RegistryError
 
@@ -21,6 +22,20 @@ def test_defaults_of_a_legacy_entry(legacy):
     assert (entry.golden_path, entry.card_path, entry.metrics, entry.training_data) == (None, None, {}, ())
     assert (entry.max_power_w, entry.on_threshold_w) == (3100.0, 2000.0)
     assert entry.preprocessing.clip_w is None
+
+
+def test_without_a_provisional_sample_both_answers_stand_for_the_one_there_is(legacy):
+    entry = Registry.load(legacy.path).active("kettle")
+    assert entry.sample_indices == {Attribution.FINAL: 999, Attribution.PROVISIONAL: 999}
+    legacy.entry["output_sample_index"] = 500
+    entry = Registry.load(legacy.write()).active("kettle")
+    assert (entry.output_sample_index, entry.provisional_sample_index) == (500, 500)
+
+
+def test_each_answer_has_its_sample(legacy):
+    legacy.entry |= {"output_sample_index": 500, "provisional_sample_index": 0}
+    entry = Registry.load(legacy.write()).active("kettle")
+    assert entry.sample_indices == {Attribution.FINAL: 500, Attribution.PROVISIONAL: 0}
 
 
 def test_a_bare_list_is_a_registry(legacy):
@@ -39,7 +54,7 @@ def test_the_packaged_registry_is_valid():
     }
     # One mains window answers for one instant, whatever the appliance.
     shared = {
-        (entry.input_window_size, entry.sample_period_s, entry.output_sample_index)
+        (entry.input_window_size, entry.sample_period_s, *entry.sample_indices.values())
         for entry in registry.entries
         if entry.is_active
     }
@@ -52,7 +67,8 @@ def test_every_packaged_model_loads_and_repeats_its_golden_output(entry):
     model = load_verified(entry, root)
     assert model.golden is GoldenCheck.PASSED
     with np.load(root / entry.golden_path) as golden:
-        assert (golden["predicted_w"] > 0).any()
+        for attribution in Attribution:
+            assert (golden[f"{attribution}_predicted_w"] > 0).any()
     card = (root / entry.card_path).read_text(encoding="utf-8")
     assert entry.artifact_sha256 in card
 
@@ -107,6 +123,10 @@ def test_a_missing_file(tmp_path):
         ("input_window_size", "1000", "/models/0/input_window_size"),
         ("input_window_size", True, "/models/0/input_window_size"),
         ("output_sample_index", 1000, "/models/0/output_sample_index"),
+        ("provisional_sample_index", 1000, "/models/0/provisional_sample_index"),
+        ("provisional_sample_index", -1, "/models/0/provisional_sample_index"),
+        ("provisional_sample_index", 7.5, "/models/0/provisional_sample_index"),
+        ("provisional_sample_index", None, "/models/0/provisional_sample_index"),
         ("appliance_id", "kettle\n", "/models/0/appliance_id"),
         ("preprocessing", {"type": "standard", "mean": 0, "std": 0}, "/models/0/preprocessing/std"),
         ("preprocessing", {"type": "minmax", "mean": 0, "std": 1}, "/models/0/preprocessing/type"),
