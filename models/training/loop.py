@@ -70,8 +70,10 @@ class TrainingState:
         self.network.to(device).train()
         self.average = copy.deepcopy(self.network).eval()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.learning_rate, weight_decay=1e-3)
+        # A schedule of fewer steps has no room for its rise.
+        total_steps = max(recipe.steps, 20)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, max_lr=recipe.learning_rate, total_steps=max(recipe.steps, 2), pct_start=0.1
+            self.optimiser, max_lr=recipe.learning_rate, total_steps=total_steps, pct_start=0.1
         )
 
     def state_dict(self) -> dict[str, object]:

@@ -44,6 +44,9 @@ class Fold:
 
     parts: tuple[HomeParts, ...]
     test: Home | None
+    training_names: tuple[str, ...]
+    test_name: str | None
+    """As in `known_homes`."""
 
     @property
     def training(self) -> tuple[Home, ...]:
@@ -108,4 +111,4 @@ def load_fold(
     if not teachers:
         raise RecordingError(f"no home is left to learn from when {test_home} is the one never seen")
     parts = tuple(split(homes[name], SEEN_TEST_FROM.get(name)) for name in teachers)
-    return Fold(parts, homes[test_home] if test_home else None)
+    return Fold(parts, homes[test_home] if test_home else None, tuple(teachers), test_home)

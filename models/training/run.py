@@ -159,7 +159,13 @@ def _finish(
         ],
         "tests": tests,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "recipe": {"seed": recipe.seed, "steps": recipe.steps, "batch_size": recipe.batch_size},
+        "recipe": {
+            "seed": recipe.seed,
+            "steps": recipe.steps,
+            "batch_size": recipe.batch_size,
+            "training_homes": list(fold.training_names),
+            "test_home": fold.test_name,
+        },
     }
     training_data = tuple(
         TrainingSource(

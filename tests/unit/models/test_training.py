@@ -6,49 +6,33 @@ import dataclasses
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from models.appliances import appliance
+from models.architectures import INTERVAL_EDGES, SequenceModel
+from models.attribution import Attribution
 from models.loader import ArtifactRefusal, ArtifactRefused, GoldenCheck, load_verified
 from models.registry import Registry
-from models.training.calibrate import Calibration, expected_calibration_error, fit, sigmoid
-from models.training.evaluate import Decision, only_valid, raw_outputs, report
-from models.training.export import VersionExists, apply_decision, export, register
+from models.training.calibrate import Calibration, expected_calibration_error, fit, reliability, sigmoid
+from models.training.evaluate import Decision, decide, only_valid, raw_outputs, report, served
+from models.training.export import export
 from models.training.loop import Recipe, train
-from models.training.recordings import TRAINING_RECORDINGS, Home, split
 from models.training.sampling import BatchSampler
+from tests.unit.models.synthetic import synthetic_home
 
 WINDOW = 64
 RECIPE = Recipe(seed=5, steps=6, batch_size=8, window=WINDOW, architecture_params=(("channels", (8, 12)),))
 KETTLE = appliance("kettle")
+INDICES = {Attribution.FINAL: WINDOW // 2, Attribution.PROVISIONAL: WINDOW - 6}
 
 
-def home(seed: int, samples: int = 6000) -> Home:
-    """A base load, kettles of three minutes and washing machines of an hour."""
-    rng = np.random.default_rng(seed)
-    kettle, washing = np.zeros(samples, dtype=np.float32), np.zeros(samples, dtype=np.float32)
-    for start in rng.integers(0, samples - 70, 60):
-        kettle[start : start + 3] = 2700.0
-    for start in rng.integers(0, samples - 70, 6):
-        washing[start : start + 60] = 300.0
-    base = (100.0 + rng.normal(0, 10, samples)).astype(np.float32)
-    return Home(
-        recording=TRAINING_RECORDINGS[0],
-        start=pd.Timestamp("2014-01-01"),
-        aggregate_w=base + kettle + washing,
-        valid=np.ones(samples, dtype=np.bool_),
-        appliances_w={"kettle": kettle, "washing_machine": washing},
-    )
+HOMES = (synthetic_home(1), synthetic_home(2))
 
 
-HOMES = (home(1), home(2))
-
-
-def trained(seed: int = 5) -> torch.nn.Module:
+def trained(seed: int = 5) -> SequenceModel:
     recipe = dataclasses.replace(RECIPE, seed=seed)
-    return train(BatchSampler(HOMES, KETTLE, WINDOW, seed), recipe, "cpu", lambda step, loss: None)
+    return train(BatchSampler(HOMES, KETTLE, WINDOW, seed), recipe, "cpu", lambda report: None)
 
 
 def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
@@ -85,14 +69,6 @@ def test_windows_of_missing_mains_are_not_sampled_and_missing_samples_weigh_noth
         BatchSampler((gone,), KETTLE, WINDOW, seed=3)
 
 
-def test_the_split_leaves_a_day_between():
-    whole = home(3, samples=20_000)
-    training, validation = split(whole)
-    gap_s = (validation.start - training.start).total_seconds() - 60 * len(training)
-    assert gap_s == 86_400
-    assert len(training) + len(validation) + 1440 == len(whole)
-
-
 def test_calibration_recovers_slope_and_bias():
     rng = np.random.default_rng(0)
     logit = rng.normal(0, 3, 40_000).astype(np.float32)
@@ -118,57 +94,92 @@ def test_ece_by_hand():
     assert expected_calibration_error(probability, np.array([True, True, False, False])) == pytest.approx(0.9)
 
 
-def test_export_register_and_serve(tmp_path):
+def test_reliability_bins_by_hand():
+    first, last = reliability(np.array([0.0, 0.05, 1.0]), np.array([False, True, True]))
+    assert (first.samples, first.mean_probability, first.share_on) == (2, pytest.approx(0.025), 0.5)
+    assert (last.samples, last.mean_probability, last.share_on) == (1, 1.0, 1.0)
+
+
+def decided(network: SequenceModel) -> dict[Attribution, Decision]:
+    decisions = {}
+    for attribution, outputs in raw_outputs(network, HOMES[0], KETTLE, WINDOW, INDICES, block=1).items():
+        decisions[attribution] = dataclasses.replace(decide(only_valid([outputs]), KETTLE), power_gate=0.01)
+        decisions[attribution].apply(network.readout(attribution))
+    return decisions
+
+
+def test_what_evaluation_scores_is_what_the_service_says(tmp_path):
     network = trained()
-    served_index = WINDOW - 6
-    (outputs,) = raw_outputs(network, HOMES[0], KETTLE, WINDOW, [served_index])
-    decision = Decision(fit(outputs.logit, outputs.state), power_gate=0.01, state_threshold=0.5)
-    apply_decision(network, decision)
-    entry = export(network, KETTLE, RECIPE, served_index, "1.0.0", tmp_path, (), {"on": 0.5}, True)
-    register(entry, tmp_path)
-
+    decided(network)
+    entry = export(network, KETTLE, RECIPE, INDICES, tmp_path, (), {"on": 0.5})
     registry = Registry.load(tmp_path / "registry.json")
-    model = load_verified(registry.active("kettle"), registry.root)
+    model = load_verified(registry.resolve("kettle", "unreleased"), registry.root)
+    assert model.entry == entry
     assert model.golden is GoldenCheck.PASSED
-    # What evaluation scores is what the service says, for the same windows.
     windows_kw = np.lib.stride_tricks.sliding_window_view(HOMES[0].aggregate_w, WINDOW)[:200] / 1000
-    probability, power_w = decision.served(outputs.logit, outputs.power_w, KETTLE)
     said = model.predict(windows_kw.astype(np.float32))
-    np.testing.assert_allclose(said.on_probability, probability[:200], atol=1e-4)
-    np.testing.assert_allclose(said.predicted_w, power_w[:200], atol=0.5)
-
-    with pytest.raises(VersionExists):
-        register(entry, tmp_path)
-    register(dataclasses.replace(entry, model_version="1.1.0"), tmp_path)
-    registry = Registry.load(tmp_path / "registry.json")
-    assert [(known.model_version, known.is_active) for known in registry.entries] == [
-        ("1.0.0", False),
-        ("1.1.0", True),
-    ]
+    raw = raw_outputs(network, HOMES[0], KETTLE, WINDOW, INDICES, block=1)
+    for attribution, index in INDICES.items():
+        scored = served(raw[attribution], network.readout(attribution), KETTLE)
+        minutes = slice(index, index + 200)
+        # 1e-5 kW.
+        np.testing.assert_allclose(said[attribution].predicted_w, scored.power_w[minutes], atol=0.01)
+        np.testing.assert_allclose(said[attribution].on_probability, scored.on_probability[minutes], atol=1e-5)
+        np.testing.assert_allclose(said[attribution].interval_w, scored.interval_w[minutes], atol=0.01)
+        assert np.ptp(said[attribution].on_probability) > 1e-3
     assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_model_that_forgot_is_caught_by_its_golden_output(tmp_path):
     network = trained()
-    entry = export(network, KETTLE, RECIPE, WINDOW - 6, "1.0.0", tmp_path, (), {}, True)
+    entry = export(network, KETTLE, RECIPE, INDICES, tmp_path / "one", (), {})
     network.heads.weight.data.mul_(-1.5)
-    changed = export(network, KETTLE, RECIPE, WINDOW - 6, "1.0.1", tmp_path, (), {}, True)
-    swapped = dataclasses.replace(changed, golden_path=entry.golden_path)
+    changed = export(network, KETTLE, RECIPE, INDICES, tmp_path / "other", (), {})
+    swapped = dataclasses.replace(
+        changed, golden_path=f"one/{entry.golden_path}", artifact_path="other/model.safetensors"
+    )
     with pytest.raises(ArtifactRefused) as refused:
         load_verified(swapped, tmp_path)
     assert refused.value.reason is ArtifactRefusal.GOLDEN_MISMATCH
 
 
-def test_the_report_covers_every_window_and_only_measured_samples():
+def test_the_report_covers_every_minute_that_a_window_reaches_and_only_measured_ones():
     network = trained()
+    decided(network)
     valid = HOMES[0].valid.copy()
     valid[1000:1100] = False
     partly = dataclasses.replace(HOMES[0], valid=valid)
-    served, centred = raw_outputs(network, partly, KETTLE, WINDOW, [WINDOW - 6, WINDOW // 2])
-    assert served.position[0] == WINDOW - 6
-    assert len(served.position) == len(partly) - WINDOW + 1
-    np.testing.assert_array_equal(centred.true_w, partly.appliances_w["kettle"][centred.position])
-    result = report(served, Decision(Calibration(1.0, 0.0), 0.5, 0.5), KETTLE, WINDOW - 6)
-    assert result.scores.samples == len(partly) - WINDOW + 1 - 100
-    assert len(only_valid([served, centred]).logit) == 2 * result.scores.samples
-    json.dumps(result.scores.as_dict(), allow_nan=False)
+    outputs = raw_outputs(network, partly, KETTLE, WINDOW, INDICES, block=1)
+    for attribution, index in INDICES.items():
+        part = outputs[attribution]
+        assert not part.valid[:index].any()
+        assert not part.valid[1000:1100].any()
+        result = report(part, network.readout(attribution), 0.5, KETTLE)
+        assert result.scores.samples == len(partly) - WINDOW + 1 - 100
+        assert set(result.coverages) == {0.8, 0.9}
+        assert result.coverages[0.8] <= result.coverages[0.9]
+        assert sum(one.samples for one in result.reliability) == result.scores.samples
+        json.dumps(result.scores.as_dict(), allow_nan=False)
+
+
+def test_a_block_of_minutes_has_the_outputs_of_its_own_windows():
+    network = trained()
+    exact = raw_outputs(network, HOMES[0], KETTLE, WINDOW, INDICES, block=1)
+    blocks = raw_outputs(network, HOMES[0], KETTLE, WINDOW, INDICES, block=4)
+    final = Attribution.FINAL
+    # The first window of a block answers at its own index too: there both agree.
+    minutes = np.arange(INDICES[final], len(HOMES[0]) - WINDOW, 4)
+    np.testing.assert_allclose(blocks[final].logit[minutes], exact[final].logit[minutes], atol=1e-4)
+    assert blocks[final].valid.sum() >= exact[final].valid.sum() - 4
+
+
+def test_intervals_hold_on_the_data_that_fitted_them():
+    network = trained()
+    decisions = decided(network)
+    outputs = raw_outputs(network, HOMES[0], KETTLE, WINDOW, INDICES, block=1)[Attribution.FINAL]
+    fitted = decide(only_valid([outputs]), KETTLE)
+    fitted.apply(network.readout(Attribution.FINAL))
+    result = report(outputs, network.readout(Attribution.FINAL), fitted.state_threshold, KETTLE)
+    assert result.coverages[0.8] >= 0.8
+    assert result.coverages[0.9] >= 0.9
+    assert decisions[Attribution.FINAL].interval_offsets_w.shape == (2, len(INTERVAL_EDGES) + 1, 2)
