@@ -91,7 +91,7 @@ class _Strict(BaseModel):
 class DeclaredHome(_Strict):
     """One entry of `homes`."""
 
-    name: Annotated[str, StringConstraints(pattern=r"\A[a-z0-9]+(-[a-z0-9]+)*\Z", max_length=64)]
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
     file: Annotated[str, StringConstraints(min_length=1), AfterValidator(file_inside)]
     unit: Unit
     columns: dict[Annotated[str, AfterValidator(channel)], Column]

@@ -15,12 +15,15 @@ import pandas as pd
 
 from models.appliances import APPLIANCES
 from models.signal import valid_mask
+from models.training.homes_file import Recording, RecordingError
 
 SAMPLE_PERIOD_S = 60.0
 VALIDATION_SHARE = 0.12
 """Last part of each training home, long enough for dozens of cycles of the rarest appliance."""
 EMBARGO_S = 86400.0
 """A day between training and validation: neighbouring windows would otherwise share a cycle."""
+
+__all__ = ["Home", "Recording", "RecordingError", "known_homes", "load_home", "split"]
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -30,30 +33,21 @@ REFIT = "REFIT, Murray, Stankovic & Stankovic 2017, doi:10.1038/sdata.2016.122, 
 IDEAL = "IDEAL, Pullinger et al. 2021, doi:10.1038/s41597-021-00921-y, CC BY 4.0"
 COLLECTION = "by way of the DeviceScope collection (Petralia et al.), resampled to 60 s means"
 
-
-class RecordingError(Exception):
-    """A recording is missing or is not what it should be; the message is one sentence for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """One file of one home."""
-
-    home: str
-    file_name: str
-    attribution: str
-
-
-TRAINING_RECORDINGS = (
-    Recording("REFIT House 2", "REFIT_House2_1min.parquet", REFIT),
-    Recording("REFIT House 20", "REFIT_House20_1min.parquet", REFIT),
-)
-TEST_RECORDING = Recording("UK-DALE House 2", "UKDALE_House2_1min.parquet", UK_DALE)
-"""Never trained on, and no threshold or weight is chosen by it; every card reports it."""
-UNSEEN_RECORDINGS = {
-    "uk-dale-2": TEST_RECORDING,
-    "ideal-65": Recording("IDEAL Home 65", "IDEAL_House65_1min.parquet", IDEAL),
+KNOWN_RECORDINGS = {
+    recording.home_id: recording
+    for recording in (
+        Recording("UK-DALE House 2", "UKDALE_House2_1min.parquet", UK_DALE, "uk-dale-2"),
+        Recording("REFIT House 2", "REFIT_House2_1min.parquet", REFIT, "refit-2"),
+        Recording("REFIT House 20", "REFIT_House20_1min.parquet", REFIT, "refit-20"),
+        Recording("IDEAL Home 65", "IDEAL_House65_1min.parquet", IDEAL, "ideal-65"),
+    )
 }
+"""The files of the DeviceScope collection, recognised by name where a folder has no `homes.yaml`."""
+
+TRAINING_RECORDINGS = (KNOWN_RECORDINGS["refit-2"], KNOWN_RECORDINGS["refit-20"])
+TEST_RECORDING = KNOWN_RECORDINGS["uk-dale-2"]
+"""Never trained on, and no threshold or weight is chosen by it; every card reports it."""
+UNSEEN_RECORDINGS = {"uk-dale-2": TEST_RECORDING, "ideal-65": KNOWN_RECORDINGS["ideal-65"]}
 """Homes that `nilm evaluate` can measure on; IDEAL Home 65 has a dishwasher and a washing machine of ours."""
 
 
@@ -88,6 +82,17 @@ class Home:
             valid=self.valid[first:end],
             appliances_w={name: power[first:end] for name, power in self.appliances_w.items()},
         )
+
+
+def known_homes(folder: Path) -> dict[str, Recording]:
+    """The homes of a data folder by name, for `load_home`. Raises `RecordingError` where there is none."""
+    if not folder.is_dir():
+        raise RecordingError(f"the data folder {folder} does not exist")
+    found = {name: known for name, known in KNOWN_RECORDINGS.items() if (folder / known.file_name).is_file()}
+    if not found:
+        names = ", ".join(known.file_name for known in KNOWN_RECORDINGS.values())
+        raise RecordingError(f"{folder} has none of {names}")
+    return found
 
 
 def load_home(folder: Path, recording: Recording) -> Home:
