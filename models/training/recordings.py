@@ -13,17 +13,31 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from models.appliances import APPLIANCES
-from models.signal import valid_mask
-from models.training.homes_file import Recording, RecordingError
+from models.training.cleaning import SAMPLE_PERIOD_S, clean
+from models.training.data_report import DataReport
+from models.training.homes_file import HOMES_FILE, Recording, RecordingError, read_homes_file
+from models.training.readers import read
 
-SAMPLE_PERIOD_S = 60.0
 VALIDATION_SHARE = 0.12
 """Last part of each training home, long enough for dozens of cycles of the rarest appliance."""
 EMBARGO_S = 86400.0
 """A day between training and validation: neighbouring windows would otherwise share a cycle."""
 
-__all__ = ["Home", "Recording", "RecordingError", "known_homes", "load_home", "split"]
+__all__ = [
+    "COLLECTION",
+    "KNOWN_RECORDINGS",
+    "SAMPLE_PERIOD_S",
+    "TEST_RECORDING",
+    "TRAINING_RECORDINGS",
+    "UNSEEN_RECORDINGS",
+    "Home",
+    "Recording",
+    "RecordingError",
+    "inspect_home",
+    "known_homes",
+    "load_home",
+    "split",
+]
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -85,38 +99,40 @@ class Home:
 
 
 def known_homes(folder: Path) -> dict[str, Recording]:
-    """The homes of a data folder by name, for `load_home`. Raises `RecordingError` where there is none."""
+    """The homes of a data folder by name, each for `load_home(folder, recording)`.
+
+    Those that its `homes.yaml` declares, in that order, whether or not their files are there; without that file,
+    the DeviceScope files it has. Raises `RecordingError` for a wrong declaration and for a folder without homes.
+    """
     if not folder.is_dir():
         raise RecordingError(f"the data folder {folder} does not exist")
+    if (folder / HOMES_FILE).exists():
+        return read_homes_file(folder / HOMES_FILE)
     found = {name: known for name, known in KNOWN_RECORDINGS.items() if (folder / known.file_name).is_file()}
     if not found:
         names = ", ".join(known.file_name for known in KNOWN_RECORDINGS.values())
-        raise RecordingError(f"{folder} has none of {names}")
+        raise RecordingError(f"{folder} has no {HOMES_FILE}, nor any of {names}")
     return found
 
 
 def load_home(folder: Path, recording: Recording) -> Home:
-    """Reads one recording. Raises `RecordingError`, with a sentence that says what is wrong."""
+    """Reads one recording of `known_homes(folder)`, cleaned by the policy of `models.training.cleaning`.
+
+    Raises `RecordingError`, with a sentence that says what is wrong.
+    """
+    return inspect_home(folder, recording)[0]
+
+
+def inspect_home(folder: Path, recording: Recording) -> tuple[Home, DataReport]:
+    """`load_home`, with the counts of all that the policy did. Raises `RecordingError`."""
     if not folder.is_dir():
         raise RecordingError(f"the data folder {folder} does not exist")
     path = folder / recording.file_name
     if not path.is_file():
         raise RecordingError(f"{folder} has no {recording.file_name} (the recording of {recording.home})")
-    frame = pd.read_parquet(path)
-    if "Aggregate" not in frame.columns or not isinstance(frame.index, pd.DatetimeIndex) or frame.empty:
-        raise RecordingError(f"{path.name} needs a time index, a column Aggregate, and at least one row")
-    # A regular grid, so that window positions are times: absent rows become missing samples.
-    grid = pd.date_range(frame.index[0], frame.index[-1], freq=pd.Timedelta(seconds=SAMPLE_PERIOD_S))
-    frame = frame[~frame.index.duplicated()].reindex(grid)
-    aggregate_w = frame["Aggregate"].to_numpy(dtype=np.float32)
-    valid = valid_mask(aggregate_w, SAMPLE_PERIOD_S)
-    appliances_w: dict[str, FloatArray] = {}
-    for appliance in APPLIANCES.values():
-        if appliance.column in frame.columns:
-            power_w = frame[appliance.column].to_numpy(dtype=np.float32)
-            valid &= np.isfinite(power_w)
-            appliances_w[appliance.appliance_id] = np.nan_to_num(power_w, nan=0.0)
-    return Home(recording, grid[0], np.nan_to_num(aggregate_w, nan=0.0), valid, appliances_w)
+    tables, report = clean(read(path, recording), recording, path)
+    start = pd.Timestamp(tables.start_s, unit="s")
+    return Home(recording, start, tables.aggregate_w, tables.valid, tables.appliances_w), report
 
 
 def split(home: Home) -> tuple[Home, Home]:
