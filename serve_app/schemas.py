@@ -34,10 +34,8 @@ class _Request(BaseModel):
 
     building_id: Identifier
     window: Window
-    # Not strict: JSON has no enums, only their text.
     attribution: Attribution = Field(
         default=Attribution.FINAL,
-        strict=False,
         description="`final`: the middle of the window, hours late; `provisional`: minutes before its end, less sure",
     )
     timestamp: str | None = Field(

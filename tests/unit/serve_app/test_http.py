@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -329,6 +330,9 @@ async def test_the_api_document_describes_the_bodies(service: Any) -> None:
     assert not [path for path in document["paths"] if path.startswith("/api")]
     schema = document["paths"]["/infer"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema["additionalProperties"] is False
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert "Attribution" in references
+    assert references <= document["components"]["schemas"].keys()
     assert schema["properties"].keys() == {"building_id", "appliance_id", "window", "attribution", "timestamp"}
 
 
