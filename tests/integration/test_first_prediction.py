@@ -6,6 +6,7 @@ import asyncio
 import math
 import re
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ APPLIANCES = {"kettle", "dishwasher", "washing_machine", "microwave"}
 
 
 def mains_kw(shape: dict[str, Any], boil_kw: float = 2.8) -> list[float]:
-    """A quiet home with a kettle boiling at the sample the model speaks about."""
+    """A quiet home with a kettle boiling at the sample that the final answer speaks about."""
     window = [0.2 + 0.05 * math.sin(i / 9) for i in range(shape["input_window_size"])]
     for i in range(shape["output_sample_index"] - 1, shape["output_sample_index"] + 2):
         if i < len(window):
@@ -41,6 +42,10 @@ def test_infer_answers_after_the_row_is_in_the_database(service: Service) -> Non
     assert (rows[0]["building_id"], rows[0]["appliance_id"]) == ("home-1", "kettle")
     assert rows[0]["model_version"] == answer["model_version"]
     assert rows[0]["user_id"] == "tester"
+    assert answer["attribution"] == "final"
+    assert set(answer["interval_kw"]) == {"80", "90"}
+    for low_kw, high_kw in answer["interval_kw"].values():
+        assert 0 <= low_kw <= answer["predicted_kw"] <= high_kw
     assert re.fullmatch(r"2024-03-31T\d\d:\d\d:00Z", answer["predicted_for"])
     assert {"auth", "infer", "persist"} <= set(re.findall(r"(\w+);dur", reply.headers["server-timing"]))
 
@@ -68,6 +73,24 @@ def test_the_same_request_again_overwrites_its_row(service: Service) -> None:
     assert len(service.rows("building_id = 'again'")) == 1
 
 
+def test_the_final_answer_for_an_instant_overwrites_the_provisional_one(service: Service) -> None:
+    with service.client() as client:
+        shape = shape_of(client, "kettle")
+        body = {"building_id": "twice", "appliance_id": "kettle", "window": mains_kw(shape)}
+        ahead = shape["provisional_sample_index"] - shape["output_sample_index"]
+        assert ahead > 0
+        seen = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
+        later = seen + timedelta(seconds=ahead * shape["sample_period_s"])
+        replies = [
+            client.post("/infer", json=body | {"attribution": attribution, "timestamp": end.isoformat()}).json()
+            for attribution, end in (("provisional", seen), ("final", later))
+        ]
+    assert [reply["attribution"] for reply in replies] == ["provisional", "final"]
+    assert replies[0]["predicted_for"] == replies[1]["predicted_for"]
+    (row,) = service.rows("building_id = 'twice'")
+    assert row["request_id"] == replies[1]["request_id"]
+
+
 def test_disaggregate_splits_the_mains_and_stores_one_record_set(service: Service) -> None:
     with service.client() as client:
         shape = read_models(client)["disaggregate"]
@@ -79,6 +102,9 @@ def test_disaggregate_splits_the_mains_and_stores_one_record_set(service: Servic
     assert answer["unavailable"] == []
     powers = [a["predicted_kw"] for a in answer["appliances"]]
     assert min(powers) >= 0
+    for appliance in answer["appliances"]:
+        for low_kw, high_kw in appliance["interval_kw"].values():
+            assert 0 <= low_kw <= appliance["predicted_kw"] <= high_kw <= answer["aggregate_kw"]
     assert sum(powers) + answer["unattributed_kw"] == pytest.approx(answer["aggregate_kw"], abs=1e-9)
     stored = service.rows(f"request_id = '{answer['request_id']}'")
     assert {row["appliance_id"]: row["predicted_kw"] for row in stored} == {

@@ -99,6 +99,10 @@ def test_the_legacy_entry_with_a_window_of_1000_serves(faulty: Service) -> None:
         reply = client.post("/infer", json=body)
         assert reply.status_code == 200, reply.text
         assert (reply.json()["model_version"], reply.json()["output_sample_index"]) == ("0.9.0", 999)
+        # Its registry entry knows one sample: both answers are the same.
+        provisional = client.post("/infer", json=body | {"attribution": "provisional"}).json()
+        assert provisional["output_sample_index"] == 999
+        assert provisional["predicted_kw"] == pytest.approx(reply.json()["predicted_kw"], abs=1e-4)
         short = client.post("/infer", json=body | {"window": [0.3] * 999})
     assert short.status_code == 422
     assert short.json()["errors"][0]["pointer"] == "/window"

@@ -40,11 +40,15 @@ class FakeService:
             "sample_period_s": float(self.sample_period_s),
             "output_sample_index": self.output_index,
         }
+        provisional = shape | {"output_sample_index": self.window_size - 1}
         entries = [
-            {"appliance_id": name, "model_id": name, "model_version": "1.0.0", "serving": name != "fridge"} | shape
+            {"appliance_id": name, "model_id": name, "model_version": "1.0.0", "serving": name != "fridge"}
+            | shape
+            | {"provisional_sample_index": self.window_size - 1}
             for name in ("microwave", "kettle", "fridge")
         ]
-        return 200, {}, {"models": entries, "appliances": [], "disaggregate": shape}
+        reply = {"models": entries, "appliances": [], "disaggregate": shape, "disaggregate_provisional": provisional}
+        return 200, {}, reply
 
     def disaggregate_reply(self, body: dict[str, Any]) -> Fault:
         with self._lock:
@@ -59,16 +63,28 @@ class FakeService:
         reply = {
             "request_id": f"r{number}",
             "persisted": True,
+            "attribution": "final",
             "predicted_for": (datetime.fromisoformat(body["timestamp"]) - behind).isoformat(),
             "aggregate_kw": mains_kw,
             "unattributed_kw": mains_kw / 2,
             "appliances": [
-                {"appliance_id": "kettle", "predicted_kw": mains_kw / 2, "confidence": 0.9, "model_version": "1.0.0"},
-                {"appliance_id": "microwave", "predicted_kw": 0.0, "confidence": 0.1, "model_version": "1.0.0"},
+                _power("kettle", mains_kw / 2, 0.9, mains_kw),
+                _power("microwave", 0.0, 0.1, mains_kw),
             ],
             "unavailable": [],
         }
         return 200, {}, reply | self.extra
+
+
+def _power(appliance_id: str, predicted_kw: float, confidence: float, mains_kw: float) -> dict[str, Any]:
+    return {
+        "appliance_id": appliance_id,
+        "predicted_kw": predicted_kw,
+        "confidence": confidence,
+        "interval_kw": {"80": [predicted_kw, mains_kw], "90": [0.0, mains_kw]},
+        "model_id": f"{appliance_id}-net",
+        "model_version": "1.0.0",
+    }
 
 
 def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:

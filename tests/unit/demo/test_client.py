@@ -26,11 +26,13 @@ def _window(size: int = 10) -> WindowRequest:
 async def test_the_contract_comes_from_models_and_lists_what_serves(service: Any) -> None:
     async with ServiceClient(service.url + "/", service.token) as client:
         contract = await client.contract()
+    # Of the final answers: the index of the provisional ones beside it is 9.
     assert (contract.window_size, contract.sample_period_s, contract.output_index) == (10, 60, 7)
     assert contract.appliances == ("microwave", "kettle")
 
 
 async def test_the_body_is_kilowatts_with_the_instant_of_the_last_sample(service: Any) -> None:
+    """And names no attribution: the service then gives final answers, for which the windows were cut."""
     async with ServiceClient(service.url, service.token) as client:
         reply = await client.disaggregate("home-1", _window())
     assert service.bodies == [
