@@ -109,14 +109,11 @@ def _refuse_other_unit(values: DoubleArray, recording: Recording, path: Path) ->
     if measured.size == 0:
         raise RecordingError(f"the mains of {path.name} have no value above zero")
     peak = float(np.percentile(measured, PEAK_PERCENTILE))
-    what = f"the mains of {path.name} are declared in {recording.unit}, but {PEAK_PERCENTILE:g} % of them are below"
+    said = f"the mains of {path.name} are declared in {recording.unit}, but"
     if recording.unit == "W" and peak < LOWEST_PEAK_W:
-        raise RecordingError(f"{what} {peak:.3g}: that looks like kW; nothing was converted, correct the declaration")
+        raise RecordingError(f"{said} hardly exceed {peak:.3g} W, which looks like kW; correct the declaration")
     if recording.unit == "kW" and peak > HIGHEST_PEAK_KW:
-        raise RecordingError(
-            f"{what} {peak:.5g} only, more than any home draws: that looks like W; nothing was converted, "
-            "correct the declaration"
-        )
+        raise RecordingError(f"{said} reach {peak:.5g} kW, which looks like W; correct the declaration")
 
 
 def _in_order(

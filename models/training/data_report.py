@@ -62,7 +62,7 @@ class DataReport:
     usual_step_s: float = 0.0
     """Median time between samples of the mains, s."""
     periods: tuple[tuple[float, float], ...] = ()
-    """The commonest steps as (s, share of all steps), commonest first."""
+    """The commonest steps that are no gaps, as (s, share of all steps), commonest first."""
     longest_gap_s: float = 0.0
     maximum_w: float = 0.0
     """Of the mains, before averaging."""
@@ -90,13 +90,12 @@ class DataReport:
         if steps_s.size == 0:
             return
         usual = float(np.median(steps_s))
+        is_gap = steps_s > GAP_PERIODS * usual
         # To a tenth of a second: clocks of real meters jitter by less.
-        lengths, numbers = np.unique(np.round(steps_s, 1), return_counts=True)
+        lengths, numbers = np.unique(np.round(steps_s[~is_gap], 1), return_counts=True)
         commonest = np.argsort(-numbers, kind="stable")[:PERIODS_SHOWN]
         self.usual_step_s = usual
         self.periods = tuple((float(lengths[i]), float(numbers[i] / steps_s.size)) for i in commonest)
-        gaps_s = steps_s[steps_s > GAP_PERIODS * usual]
-        self.longest_gap_s = float(gaps_s.max()) if gaps_s.size else 0.0
-        other = np.abs(steps_s - usual) > 0.1
-        self.add(Problem.GAP, channel, gaps_s.size)
-        self.add(Problem.OTHER_PERIOD, channel, int(other.sum()) - gaps_s.size)
+        self.longest_gap_s = float(steps_s[is_gap].max(initial=0.0))
+        self.add(Problem.GAP, channel, int(is_gap.sum()))
+        self.add(Problem.OTHER_PERIOD, channel, int(np.sum(~is_gap & (np.abs(steps_s - usual) > 0.1))))

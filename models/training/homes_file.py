@@ -130,7 +130,8 @@ class HomesFile(_Strict):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
-        names = [home.name for home in self.homes]
+        # By their titles a model card says which homes taught and which were never seen.
+        names = [name for home in self.homes for name in {home.name, home.title or home.name}]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two homes are named {twice[0]!r}")
@@ -162,6 +163,8 @@ def read_homes_file(path: Path) -> dict[str, Recording]:
         raise RecordingError(f"{path} is not UTF-8 text") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: impossible dates
         raise RecordingError(f"{path} is not YAML: {one_line(str(error))}") from error
+    if not isinstance(document, dict):
+        raise RecordingError(f"{path} must have one key, homes, with a list of homes")
     try:
         declared = HomesFile.model_validate(document)
     except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from serve_app.cli.data import data
 from serve_app.cli.demo import demo
 from serve_app.cli.run import run
 from serve_app.cli.token import token
@@ -22,6 +23,7 @@ app.command()(run)
 app.command()(token)
 app.command()(train)
 app.command()(evaluate)
+app.add_typer(data, name="data")
 
 
 @app.callback()
