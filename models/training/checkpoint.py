@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from models.training.files import write_atomically
+from models.files import write_atomically
 from models.training.loop import Recipe, StepReport, TrainingState
 
 CHECKPOINT_STEPS = 50

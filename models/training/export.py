@@ -17,10 +17,10 @@ import safetensors.torch
 from models.appliances import Appliance
 from models.architectures import INTERVAL_EDGES, SequenceModel
 from models.attribution import Attribution
+from models.files import write_atomically
 from models.loader import LoadedModel, golden_arrays, load_verified
 from models.registry import Preprocessing, RegistryEntry, TrainingSource, registry_text
 from models.signal import MAINS_MEAN_W, MAINS_STD_W
-from models.training.files import write_atomically
 from models.training.golden import synthetic_windows_kw
 from models.training.loop import Recipe
 from models.training.recordings import SAMPLE_PERIOD_S
