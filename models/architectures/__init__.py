@@ -13,6 +13,7 @@ from models.architectures.base import (
     register,
 )
 from models.architectures.cnn_transformer import CNNTransformer
+from models.architectures.ensemble import Ensemble
 from models.architectures.nilmformer import NILMFormer
 from models.architectures.readout import COVERAGES, INTERVAL_EDGES, Estimate, Readout
 from models.architectures.seq2point import Seq2Point
@@ -23,6 +24,7 @@ __all__ = [
     "INTERVAL_EDGES",
     "ArchitectureError",
     "CNNTransformer",
+    "Ensemble",
     "Estimate",
     "NILMFormer",
     "Readout",

@@ -31,12 +31,13 @@ Progress = Callable[[int, int], None]
 """Called with (windows done, windows to do)."""
 
 THRESHOLDS = np.round(np.arange(0.05, 0.96, 0.05), 2)
-GATES = np.concatenate(([0.01, 0.02, 0.03], THRESHOLDS))
-"""Finer below: a kettle's first half minute is under its on-threshold, yet it is power that should not be lost."""
+GATES = np.concatenate(([0.0003, 0.001, 0.003, 0.01, 0.02, 0.03], THRESHOLDS))
+"""Finer below: a kettle's first half minute is under its on-threshold, yet it is power that should not be lost. Not
+zero: the power head alone says a dozen watts where there is nothing."""
 PROGRAMME_S = 600.0
 """Appliances that run at least this long have programmes. A wrongly found one costs an hour of power, and a home
 not seen before has other machines that resemble it: power is then given only where the state is on."""
-EVALUATION_BLOCK = 4
+EVALUATION_BLOCK = 8
 
 
 def ignore_progress(_done: int, _total: int) -> None:

@@ -38,8 +38,9 @@ EDGE_MARGIN = 0.002
 MODEL_SUFFIXES = {"TemporalPoolingUNet": "tpunet", "CNNTransformer": "cnnt", "NILMFormer": "nilmformer"}
 
 
-def model_id_of(appliance: Appliance, architecture: str) -> str:
-    """`kettle-tpunet`: the appliance and the architecture."""
+def model_id_of(appliance: Appliance, recipe: Recipe) -> str:
+    """`kettle-tpunet`: the appliance and the architecture, of an ensemble that of its members."""
+    architecture = str(recipe.params().get("member", recipe.architecture))
     suffix = MODEL_SUFFIXES.get(architecture, architecture.lower())
     return f"{appliance.appliance_id.replace('_', '-')}-{suffix}"
 
@@ -61,7 +62,7 @@ def export(
     content = safetensors.torch.save(weights)
     write_atomically(folder / WEIGHTS_NAME, content)
     entry = RegistryEntry(
-        model_id=model_id_of(appliance, recipe.architecture),
+        model_id=model_id_of(appliance, recipe),
         model_version=UNRELEASED,
         appliance_id=appliance.appliance_id,
         architecture=recipe.architecture,

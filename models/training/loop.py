@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,14 +35,14 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 3e-3
     architecture: str = "TemporalPoolingUNet"
-    architecture_params: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    architecture_params: tuple[tuple[str, Any], ...] = ()
     window: int = 512
     threads: int = 1
     """One thread: small convolutions gain nothing from more, and the sum order stays the same everywhere."""
 
-    def params(self) -> dict[str, list[int]]:
+    def params(self) -> dict[str, Any]:
         """`architecture_params` as the registry stores them."""
-        return {name: list(values) for name, values in self.architecture_params}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.architecture_params}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Costs are measured here, all in one go on one core, so that they compare; accura
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.files import write_atomically
 from models.loader import ArtifactRefused, LoadedModel, load_verified
 from models.registry import Registry, RegistryEntry, RegistryError
 from models.training.checkpoint import LOG_NAME
@@ -45,6 +47,29 @@ def collect(folders: Sequence[Path], progress: Progress = silent) -> dict[str, A
             raise RunError(f"{folder}: {error}") from error
         progress("reading runs", done + 1, len(found))
     return {"runs": runs}
+
+
+def gather(folders: Sequence[Path], out: Path, progress: Progress = silent) -> int:
+    """Writes the figures to `out`, beside those of runs it already holds; returns how many it holds then.
+
+    A run is known by its appliance, architecture, homes and seed, so that one repeated replaces itself.
+    """
+    found = collect(folders, progress)["runs"]
+    kept: list[dict[str, Any]] = []
+    if out.exists():
+        try:
+            kept = json.loads(out.read_text(encoding="utf-8"))["runs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{out} is not a study: {error}") from error
+    together = {_key(run): run for run in (*kept, *found)}
+    runs = [together[key] for key in sorted(together)]
+    write_atomically(out, (json.dumps({"runs": runs}, indent=1, allow_nan=False) + "\n").encode())
+    return len(runs)
+
+
+def _key(run: dict[str, Any]) -> tuple[str, ...]:
+    homes = ",".join(run["training_homes"])
+    return run["appliance_id"], run["architecture"], str(run["test_home"]), homes, str(run["seed"])
 
 
 def forward_ms(model: LoadedModel) -> float:

@@ -8,7 +8,7 @@ from serve_app.cli.data import data
 from serve_app.cli.demo import demo
 from serve_app.cli.run import run
 from serve_app.cli.token import token
-from serve_app.cli.train import evaluate, train
+from serve_app.cli.train import ensemble, evaluate, study, train
 
 app = typer.Typer(
     name="nilm",
@@ -22,7 +22,9 @@ app.command()(demo)
 app.command()(run)
 app.command()(token)
 app.command()(train)
+app.command()(ensemble)
 app.command()(evaluate)
+app.command()(study)
 app.add_typer(data, name="data")
 
 

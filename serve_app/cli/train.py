@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from models.registry import RegistryEntry
     from models.training.measure import Measurement
 
 DataFolder = Annotated[
@@ -77,7 +78,11 @@ def train(
             entry = run(request, progress)
     except RunError as error:
         fail(str(error))
-    console = Console()
+    _print_run(entry, folder)
+
+
+def _print_run(entry: RegistryEntry, folder: Path) -> None:
+    console = Console(soft_wrap=True)
     for test in entry.metrics["tests"]:
         for attribution in ("final", "provisional"):
             scores = test[attribution]
@@ -87,6 +92,46 @@ def train(
                 f"F1 {scores['f1']:.3f}, MAE {scores['mae_w']:.2f} W (always off {scores['always_off_mae_w']:.2f} W)"
             )
     console.print(f"finished in {folder}; register it with: nilm models add {folder} --version 1.0.0")
+
+
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run folders that differ in their seed, two to nine.")],
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Run folder of the ensemble.")],
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what the run folder holds.")] = False,
+) -> None:
+    """Make one model of several runs: the median of what they say, calibrated and tested anew."""
+    require_tools()
+    from models.training.ensemble import combine  # noqa: PLC0415
+    from models.training.run import RunError  # noqa: PLC0415
+
+    if len(runs) < 2:
+        fail("an ensemble needs at least two runs")
+    try:
+        with progress_bars() as progress:
+            entry = combine(runs, data, out, restart, progress)
+    except RunError as error:
+        fail(str(error))
+    _print_run(entry, out)
+
+
+def study(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of run folders.")],
+    out: Annotated[Path, typer.Option("--out", help="File of figures for `nilm models docs`.")] = Path(
+        "docs/models/study.json"
+    ),
+) -> None:
+    """Gather the figures of many runs: seeds, folds, architectures, fewer homes. Costs are measured now."""
+    require_tools()
+    from models.training.run import RunError  # noqa: PLC0415
+    from models.training.study import gather  # noqa: PLC0415
+
+    try:
+        with progress_bars() as progress:
+            count = gather(runs, out, progress)
+    except RunError as error:
+        fail(str(error))
+    Console().print(f"{out} holds {count} runs")
 
 
 def evaluate(

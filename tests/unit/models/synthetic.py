@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from models.training.recordings import TRAINING_RECORDINGS, Home
+from models.training.recordings import KNOWN_RECORDINGS, Home
 
 
 def synthetic_home(seed: int, samples: int = 6000) -> Home:
@@ -18,7 +18,7 @@ def synthetic_home(seed: int, samples: int = 6000) -> Home:
         washing[start : start + 60] = 300.0
     base = (100.0 + rng.normal(0, 10, samples)).astype(np.float32)
     return Home(
-        recording=TRAINING_RECORDINGS[0],
+        recording=KNOWN_RECORDINGS["refit-2"],
         start=pd.Timestamp("2014-01-01"),
         aggregate_w=base + kettle + washing,
         valid=np.ones(samples, dtype=np.bool_),

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from models.architectures import ArchitectureError, build, names
+from models.architectures import ArchitectureError, Ensemble, build, names
 from models.architectures.nilmformer import DiagonallyMaskedAttention
 from models.attribution import Attribution
 from models.loader import ArtifactRefusal, ArtifactRefused, load_verified
@@ -177,7 +177,7 @@ def test_probability_comes_from_the_logit_not_from_power():
 @pytest.mark.parametrize(
     ("name", "params", "window", "message"),
     [
-        ("Oracle", {}, 512, "known are CNNTransformer, NILMFormer, Seq2Point, TemporalPoolingUNet"),
+        ("Oracle", {}, 512, "known are CNNTransformer, Ensemble, NILMFormer, Seq2Point, TemporalPoolingUNet"),
         ("TemporalPoolingUNet", {}, 500, "multiple of 128"),
         ("TemporalPoolingUNet", {"channels": [8]}, 512, "two or more"),
         ("TemporalPoolingUNet", {"depth": 4}, 512, "takes no depth"),
@@ -200,3 +200,47 @@ def test_bad_names_and_parameters(name, params, window, message):
 
 def test_names_are_sorted():
     assert list(names()) == sorted(names())
+
+
+def small_ensemble(members: int = 3) -> Ensemble:
+    network = build("Ensemble", {"member": "CNNTransformer", "member_params": SMALL, "members": members}, 64)
+    assert isinstance(network, Ensemble)
+    return network.eval()
+
+
+SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1}
+
+
+def test_an_ensemble_says_the_median_of_its_members():
+    network = small_ensemble()
+    mains = torch.randn(5, 64)
+    logits, powers = zip(*(member(mains) for member in network.members), strict=True)
+    on_logit, power_w = network(mains)
+    torch.testing.assert_close(on_logit, torch.stack(logits).sort(dim=0).values[1])
+    torch.testing.assert_close(power_w, torch.stack(powers).sort(dim=0).values[1])
+    assert not torch.equal(logits[0], logits[1])
+
+
+def test_an_ensemble_takes_the_weights_of_finished_networks_without_their_readouts():
+    trained = [build("CNNTransformer", SMALL, 64).eval() for _ in range(3)]
+    network = small_ensemble()
+    network.load_members([member.state_dict() for member in trained])
+    mains = torch.randn(2, 64)
+    torch.testing.assert_close(network(mains)[0], torch.stack([one(mains)[0] for one in trained]).median(dim=0).values)
+    assert not any(name.startswith("members.0.readouts") for name in network.state_dict())
+    assert sum(name.startswith("readouts.final") for name in network.state_dict()) == 4
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"member": "CNNTransformer", "members": 1},
+        {"member": "CNNTransformer", "members": True},
+        {"member": "Ensemble", "members": 2},
+        {"member": "Crystal", "members": 2},
+        {"member": "CNNTransformer", "members": 2, "member_params": {"nonsense": 1}},
+    ],
+)
+def test_ensembles_that_make_no_sense_are_refused(params):
+    with pytest.raises(ArchitectureError):
+        build("Ensemble", params, 64)

@@ -1,0 +1,46 @@
+"""Ensemble: several networks of one architecture that differ in their seed, and the median of what they say.
+
+Lakshminarayanan et al. 2017 average; the median is taken here because the error that costs most is one member that
+sees a whole programme which is not there: it is outvoted, where an average would keep a third of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.architectures.base import SequenceModel, build, register
+
+
+@register("Ensemble")
+class Ensemble(SequenceModel):
+    """Mains [n, W] -> (on_logit [n, W], power_w [n, W]), each the median over `members` networks called `member`."""
+
+    def __init__(
+        self, input_window_size: int, member: str, members: int, member_params: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        if isinstance(members, bool) or not isinstance(members, int) or not 2 <= members <= 9:
+            raise ValueError(f"members must be 2 to 9, not {members}")
+        if member == "Ensemble":
+            raise ValueError("an ensemble of ensembles is not one more opinion")
+        networks = [build(member, member_params or {}, input_window_size) for _ in range(members)]
+        self.answers_for = networks[0].answers_for
+        for network in networks:
+            # What is served is read out of the median, not of a member.
+            network.readouts = nn.ModuleDict()
+        self.members = nn.ModuleList(networks)
+
+    def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = [member(mains) for member in self.members]
+        on_logit = torch.stack([logit for logit, _ in outputs]).median(dim=0).values
+        power_w = torch.stack([power for _, power in outputs]).median(dim=0).values
+        return on_logit, power_w
+
+    def load_members(self, weights: list[dict[str, Tensor]]) -> None:
+        """Takes the weights of trained networks, without their readouts. Raises `RuntimeError` if one does not fit."""
+        for member, state in zip(self.members, weights, strict=True):
+            member.load_state_dict({name: value for name, value in state.items() if not name.startswith("readouts.")})
