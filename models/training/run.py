@@ -31,7 +31,7 @@ from models.training.sampling import BatchSampler
 
 PROVISIONAL_LOOK_AHEAD = 10
 """Samples after the one a provisional answer stands for: what a kettle needs, and what a live view can wait for."""
-STEPS = {"kettle": 450, "microwave": 500, "dishwasher": 700, "washing_machine": 800, "electric_shower": 350}
+STEPS = {"kettle": 450, "microwave": 500, "dishwasher": 700, "washing_machine": 800, "electric_shower": 700}
 """Steps of 64 windows; a third of a second each on one core. Programmes take longer to learn."""
 
 Progress = Callable[[str, int, int], None]
