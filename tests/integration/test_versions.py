@@ -27,7 +27,7 @@ def registry_with_faults(folder: Path) -> Path:
     packaged = Registry.load()
     shutil.copytree(packaged.root / "artifacts", folder / "artifacts")
     document = json.loads((packaged.root / "registry.json").read_text())
-    dishwasher = folder / packaged.resolve("dishwasher", "1.0.0").artifact_path
+    dishwasher = folder / packaged.active("dishwasher").artifact_path
     content = bytearray(dishwasher.read_bytes())
     content[len(content) // 2] ^= 0x01
     dishwasher.write_bytes(content)
@@ -80,7 +80,7 @@ def wait_for_refusal(service: Service, appliance: str, version: str) -> str:
 
 
 def test_a_corrupted_artifact_is_refused_by_name_and_the_others_serve(faulty: Service) -> None:
-    refused = wait_for_refusal(faulty, "dishwasher", "1.0.0")
+    refused = wait_for_refusal(faulty, "dishwasher", Registry.load().active("dishwasher").model_version)
     print(f"dishwasher refused: {refused}")
     assert "sha256" in refused
     with faulty.client() as client:
@@ -120,8 +120,8 @@ def test_a_deploy_of_an_unknown_version_keeps_the_old_one_serving(faulty: Servic
     print(f"kettle refused: {refused}")
     with faulty.client() as client:
         states = {a["appliance_id"]: a for a in read_models(client)["appliances"]}
-        assert states["kettle"]["serving_version"] == "1.0.0"
+        assert states["kettle"]["serving_version"] == Registry.load().active("kettle").model_version
         window = [0.2] * shape_of(client, "kettle")["input_window_size"]
         body = {"building_id": "b", "appliance_id": "kettle", "window": window}
         reply = client.post("/infer", json=body)
-    assert (reply.status_code, reply.json()["model_version"]) == (200, "1.0.0")
+    assert (reply.status_code, reply.json()["model_version"]) == (200, Registry.load().active("kettle").model_version)
