@@ -38,6 +38,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is done, done so far, of how many)."""
 TEST_KINDS = ("unseen_home", "seen_home", "held_out_month")
 EXPECTED = (
+    OSError,
     UnknownAppliance,
     ArchitectureError,
     RecordingError,
@@ -107,6 +108,7 @@ def prepare(request: RunRequest) -> None:
     if request.restart:
         for name in ("registry.json", CHECKPOINT_NAME, LOG_NAME):
             (request.folder / name).unlink(missing_ok=True)
+    request.folder.mkdir(parents=True, exist_ok=True)
 
 
 def _train(request: RunRequest, appliance: Appliance, recipe: Recipe, fold: Fold, progress: Progress) -> SequenceModel:
