@@ -134,7 +134,7 @@ def study(
             count = gather(runs, out, progress)
     except RunError as error:
         fail(str(error))
-    Console().print(f"{out} holds {count} runs")
+    Console(soft_wrap=True).print(f"{out} holds {count} runs")
 
 
 def evaluate(
