@@ -10,6 +10,7 @@ import torch
 
 from models.appliances import Appliance, appliance
 from models.attribution import Attribution
+from models.figures import champions
 from models.loader import LoadedModel, load_verified
 from models.registry import PACKAGED_REGISTRY, Registry, RegistryEntry
 from models.training.evaluate import HomeReport
@@ -44,16 +45,6 @@ class Measurement:
         )
 
 
-def champions(registry: Registry) -> list[RegistryEntry]:
-    """One version of each appliance: the active one, or the last registered where none is active."""
-    chosen: dict[str, RegistryEntry] = {}
-    for entry in registry.entries:
-        known = chosen.get(entry.appliance_id)
-        if known is None or entry.is_active or not known.is_active:
-            chosen[entry.appliance_id] = entry
-    return list(chosen.values())
-
-
 def measure(
     data: Path,
     appliance_id: str | None = None,
@@ -69,7 +60,7 @@ def measure(
     try:
         torch.set_num_threads(threads)
         registry = Registry.load(registry_path or PACKAGED_REGISTRY)
-        entries = champions(registry)
+        entries = champions(registry.entries)
         if appliance_id is not None:
             appliance(appliance_id)
             entries = [entry for entry in entries if entry.appliance_id == appliance_id]

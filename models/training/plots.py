@@ -12,6 +12,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from models.appliances import Appliance
+from models.study_tables import CurvePoint
 from models.training.evaluate import RawOutputs, Served
 from models.training.recordings import SAMPLE_PERIOD_S, Home
 
@@ -60,6 +61,28 @@ def example_day(path: Path, home: Home, appliance: Appliance, truth: RawOutputs,
     locator = AutoDateLocator()
     power.xaxis.set_major_locator(locator)
     power.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    _save(figure, path)
+
+
+def learning_curve(path: Path, points: Sequence[CurvePoint]) -> None:
+    """F1 and MAE against the number of training homes, one line an appliance; dots are the single runs."""
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+    f1, error = figure.subplots(1, 2)
+    for number, appliance_id in enumerate(dict.fromkeys(point.appliance_id for point in points)):
+        own = [point for point in points if point.appliance_id == appliance_id]
+        homes = sorted({point.homes for point in own})
+        for axes, values in (
+            (f1, [(point.homes, point.f1) for point in own]),
+            (error, [(point.homes, tuple(w / point.always_off_mae_w for w in point.mae_w)) for point in own]),
+        ):
+            runs = [(count, value) for count, several in values for value in several]
+            axes.scatter(*zip(*runs, strict=True), color=f"C{number}", alpha=0.4)
+            means = [float(np.mean([value for count, value in runs if count == home])) for home in homes]
+            axes.plot(homes, means, color=f"C{number}", label=appliance_id.replace("_", " "))
+    f1.set(xlabel="training homes", ylabel="F1 on UK-DALE House 2", xticks=[1, 2])
+    error.set(xlabel="training homes", ylabel="MAE / MAE of always off", xticks=[1, 2])
+    error.axhline(1.0, color="0.6", linestyle="--")
+    f1.legend()
     _save(figure, path)
 
 

@@ -6,6 +6,7 @@ import typer
 
 from serve_app.cli.data import data
 from serve_app.cli.demo import demo
+from serve_app.cli.models import models
 from serve_app.cli.run import run
 from serve_app.cli.token import token
 from serve_app.cli.train import ensemble, evaluate, study, train
@@ -26,6 +27,7 @@ app.command()(ensemble)
 app.command()(evaluate)
 app.command()(study)
 app.add_typer(data, name="data")
+app.add_typer(models, name="models")
 
 
 @app.callback()

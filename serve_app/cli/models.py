@@ -1,0 +1,165 @@
+"""`nilm models`: what is registered, whether it may serve, how a run becomes a version, and the page about them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from models.overview import LEARNING_CURVE, overview, version_figures
+from models.registry import PACKAGED_REGISTRY, Registry, RegistryEntry, RegistryError
+from models.study_tables import Study, StudyError, learning_curve_points, read_study
+from serve_app.cli.train import TABLE_WIDTH, fail, require_tools
+
+models = typer.Typer(help="List, verify, add and describe model versions.", no_args_is_help=True)
+
+RegistryFile = Annotated[Path, typer.Option("--registry", help="registry.json.", show_default="the packaged one")]
+
+
+def _load(path: Path) -> Registry:
+    try:
+        return Registry.load(path)
+    except RegistryError as error:
+        fail(str(error))
+
+
+@models.command("list")
+def list_versions(
+    registry: RegistryFile = PACKAGED_REGISTRY,
+    config: Annotated[Path, typer.Option(help="What serves is read from here, if it exists.")] = Path(
+        "serve_config.yaml"
+    ),
+) -> None:
+    """Every version with its figures on a home it never saw, and which one serve_config.yaml serves."""
+    served = _served(config)
+    result = Table(title="on a home it never saw; MAE in W")
+    for heading in ("model", "version", "active", "served", "tested on"):
+        result.add_column(heading, no_wrap=True)
+    for heading in ("F1", "MAE", "off MAE", "F1 prov.", "MAE prov.", "parameters"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for entry in _load(registry).entries:
+        figures = version_figures(entry)
+        result.add_row(
+            entry.model_id,
+            entry.model_version,
+            "yes" if entry.is_active else "",
+            "yes" if served.get(entry.appliance_id) == entry.model_version else "",
+            figures.home,
+            *figures.final,
+            figures.always_off,
+            *figures.provisional,
+            f"{entry.metrics['parameters']:,}" if "parameters" in entry.metrics else "-",
+        )
+    Console(width=max(Console().width, TABLE_WIDTH)).print(result)
+
+
+def _served(config: Path) -> dict[str, str]:
+    """Appliance -> version of the deployments in a Serve config; empty when there is none."""
+    if not config.is_file():
+        return {}
+    try:
+        document: Any = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return {
+            str(deployment["name"]): str(deployment["user_config"]["model_version"])
+            for application in document["applications"]
+            for deployment in application["deployments"]
+            if "model_version" in (deployment.get("user_config") or {})
+        }
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        fail(f"{config} is not a Serve config: {error}")
+
+
+@models.command()
+def verify(
+    model_id: Annotated[str | None, typer.Argument(help="One model.  [default: the active versions]")] = None,
+    version: Annotated[str | None, typer.Argument(help="One version of it.  [default: all of them]")] = None,
+    registry: RegistryFile = PACKAGED_REGISTRY,
+) -> None:
+    """Load versions and judge them as a release is judged; exit code 1 when one is refused."""
+    # torch takes seconds to import; `nilm --help` should not.
+    from models.release import verify as reasons_of  # noqa: PLC0415
+
+    known = _load(registry)
+    chosen = [entry for entry in known.entries if _is_chosen(entry, model_id, version)]
+    if not chosen:
+        fail(f"no such version; registered are {', '.join(_name(entry) for entry in known.entries) or 'none'}")
+    console, refused = Console(soft_wrap=True, highlight=False, markup=False), 0
+    for entry in chosen:
+        reasons = reasons_of(entry, known.root)
+        refused += bool(reasons)
+        console.print(f"{_name(entry)}: {'refused' if reasons else 'ok'}")
+        for reason in reasons:
+            console.print(f"  {reason}")
+    if refused:
+        fail(f"{refused} of {len(chosen)} versions may not be released")
+
+
+def _is_chosen(entry: RegistryEntry, model_id: str | None, version: str | None) -> bool:
+    if model_id is None:
+        return entry.is_active
+    return entry.model_id == model_id and version in (None, entry.model_version)
+
+
+def _name(entry: RegistryEntry) -> str:
+    return f"{entry.model_id} {entry.model_version}"
+
+
+@models.command()
+def add(
+    run: Annotated[Path, typer.Argument(help="A finished run folder of `nilm train` or `nilm ensemble`.")],
+    version: Annotated[str, typer.Option(help="Its version; one that exists is never changed.")],
+    active: Annotated[bool, typer.Option("--active", help="Make it the active one, if it may be.")] = False,
+    root: Annotated[
+        Path, typer.Option("--registry-root", help="Folder of registry.json.", show_default="the models package")
+    ] = PACKAGED_REGISTRY.parent,
+) -> None:
+    """Register a run as a version: files copied, hashed, loaded, card written; all of it or nothing."""
+    from models.release import ReleaseRefused  # noqa: PLC0415
+    from models.release import add as add_run  # noqa: PLC0415
+
+    try:
+        entry = add_run(run, root, version, active)
+    except ReleaseRefused as error:
+        fail(str(error))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"registered {_name(entry)}, card {root / str(entry.card_path)}")
+    console.print(f"serve it: name version {version} in serve_config.yaml and deploy")
+
+
+@models.command()
+def docs(
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/models.md"),
+    study: Annotated[Path, typer.Option(help="Figures of `nilm study`, if there are any.")] = Path(
+        "docs/models/study.json"
+    ),
+    registry: RegistryFile = PACKAGED_REGISTRY,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if the page is not current.")
+    ] = False,
+) -> None:
+    """Write the page that compares all versions, from the registry and the study."""
+    known = _load(registry)
+    try:
+        runs: Study | None = read_study(study) if study.exists() else None
+    except StudyError as error:
+        fail(str(error))
+    text = overview(known, runs, out.parent)
+    if check:
+        if not out.is_file() or out.read_text(encoding="utf-8") != text:
+            fail(f"{out} is not what the registry gives; write it with: nilm models docs")
+        return
+    points = learning_curve_points(runs) if runs is not None else []
+    if points:
+        require_tools()
+        from models.training.plots import learning_curve  # noqa: PLC0415
+
+        (out.parent / LEARNING_CURVE).parent.mkdir(parents=True, exist_ok=True)
+        learning_curve(out.parent / LEARNING_CURVE, points)
+    from models.files import write_atomically  # noqa: PLC0415
+
+    write_atomically(out, text.encode())
+    Console(soft_wrap=True).print(f"wrote {out}")
