@@ -29,8 +29,8 @@ SECTIONS = (
 
 DISCLOSURE = (
     "The recipe was developed on the training homes and IDEAL Home 65, but not blindly: earlier models and attempts "
-    "were tested on UK-DALE House 2 too, and how well its sub-meters agree with its mains was looked at once. No weight, "
-    "threshold, calibration or interval was fitted to it; take the figures there as slightly favourable."
+    "were tested on UK-DALE House 2 too, and how well its sub-meters agree with its mains was looked at once. No "
+    "weight, threshold, calibration or interval was fitted to it; take the figures there as slightly favourable."
 )
 TITLES = {
     UNSEEN_HOME: "On a home it never saw",
