@@ -23,8 +23,9 @@ class Ensemble(SequenceModel):
         self, input_window_size: int, member: str, members: int, member_params: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        if isinstance(members, bool) or not isinstance(members, int) or not 2 <= members <= 9:
-            raise ValueError(f"members must be 2 to 9, not {members}")
+        if members not in (3, 5, 7, 9) or not isinstance(members, int):
+            # An even number has no middle one.
+            raise ValueError(f"members must be 3, 5, 7 or 9, not {members}")
         if member == "Ensemble":
             raise ValueError("an ensemble of ensembles is not one more opinion")
         networks = [build(member, member_params or {}, input_window_size) for _ in range(members)]

@@ -235,10 +235,12 @@ def test_an_ensemble_takes_the_weights_of_finished_networks_without_their_readou
     "params",
     [
         {"member": "CNNTransformer", "members": 1},
+        {"member": "CNNTransformer", "members": 4},
+        {"member": "CNNTransformer", "members": 3.0},
         {"member": "CNNTransformer", "members": True},
-        {"member": "Ensemble", "members": 2},
-        {"member": "Crystal", "members": 2},
-        {"member": "CNNTransformer", "members": 2, "member_params": {"nonsense": 1}},
+        {"member": "Ensemble", "members": 3},
+        {"member": "Crystal", "members": 3},
+        {"member": "CNNTransformer", "members": 3, "member_params": {"nonsense": 1}},
     ],
 )
 def test_ensembles_that_make_no_sense_are_refused(params):

@@ -34,11 +34,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Seeds 1 and 2 of a kettle, one microwave, one kettle that learnt from a single home."""
+    """Seeds 1 to 3 of a kettle, one microwave, one kettle that learnt from a single home."""
     folder = tmp_path_factory.mktemp("runs")
     requests = [
         RunRequest("kettle", data, folder / "one", seed=1, steps=STEPS),
         RunRequest("kettle", data, folder / "two", seed=2, steps=STEPS),
+        RunRequest("kettle", data, folder / "three", seed=3, steps=STEPS),
         RunRequest("microwave", data, folder / "microwave", seed=3, steps=STEPS),
         RunRequest("kettle", data, folder / "alone", seed=3, steps=STEPS, training_homes=("refit-2",)),
     ]
@@ -48,25 +49,30 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_the_ensemble_is_the_median_of_its_runs_and_loads_like_any_model(data, runs, tmp_path):
-    entry = combine(runs[:2], data, tmp_path / "both")
+    entry = combine(runs[:3], data, tmp_path / "all")
     assert (entry.architecture, entry.model_id) == ("Ensemble", "kettle-tpunet")
-    assert entry.architecture_params["members"] == 2
-    assert entry.metrics["recipe"]["seeds"] == [1, 2]
-    model = load_verified(entry, tmp_path / "both")
+    assert entry.architecture_params["members"] == 3
+    assert entry.metrics["recipe"]["seeds"] == [1, 2, 3]
+    model = load_verified(entry, tmp_path / "all")
     assert model.golden is GoldenCheck.PASSED
     assert isinstance(model.network, Ensemble)
-    for member, folder in zip(model.network.members, runs[:2], strict=True):
+    for member, folder in zip(model.network.members, runs[:3], strict=True):
         weights = safetensors.torch.load_file(folder / "model.safetensors")
         assert all((member.state_dict()[name] == weights[name]).all() for name in member.state_dict())
     single = load_verified(Registry.load(runs[0] / "registry.json").entries[0], runs[0])
-    assert entry.metrics["parameters"] == 2 * sum(p.numel() for p in single.network.parameters())
+    assert entry.metrics["parameters"] == 3 * sum(p.numel() for p in single.network.parameters())
     windows_kw = np.full((1, 512), 0.3, dtype=np.float32)
     assert set(model.predict(windows_kw)) == set(single.predict(windows_kw))
 
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
-    [((0, 2), "another appliance"), ((0, 3), "another appliance, architecture or fold"), ((0, 0), "the same seed")],
+    [
+        ((0, 1, 3), "another appliance"),
+        ((0, 1, 4), "another appliance, architecture or fold"),
+        ((0, 1, 1), "the same seed"),
+        ((0, 1), "members must be 3, 5, 7 or 9, not 2"),
+    ],
 )
 def test_runs_that_do_not_belong_together_are_refused(data, runs, tmp_path, chosen, message):
     with pytest.raises(RunError, match=message):
@@ -81,7 +87,7 @@ def test_a_damaged_member_is_refused(data, runs, tmp_path):
     content[-5] ^= 1
     (damaged / "model.safetensors").write_bytes(content)
     with pytest.raises(RunError, match="sha256_mismatch"):
-        combine([runs[0], damaged], data, tmp_path / "no")
+        combine([runs[0], damaged, runs[2]], data, tmp_path / "no")
 
 
 def test_a_study_gathers_runs_and_a_repeated_run_replaces_itself(runs, tmp_path):
@@ -89,7 +95,7 @@ def test_a_study_gathers_runs_and_a_repeated_run_replaces_itself(runs, tmp_path)
     assert gather(runs[:2], out) == 2
     result = CliRunner().invoke(app, ["study", str(runs[0].parent), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert "holds 4 runs" in result.stdout
+    assert "holds 5 runs" in result.stdout
     document = json.loads(out.read_text(encoding="utf-8"))
     alone = [one for one in document["runs"] if one["training_homes"] == ["refit-2"]]
     assert [(one["appliance_id"], one["seed"], one["steps"], one["test_home"]) for one in alone] == [
@@ -105,6 +111,6 @@ def test_what_is_no_study_and_no_run_is_one_sentence(runs, tmp_path):
     (tmp_path / "study.json").write_text("[]")
     with pytest.raises(RunError, match="is not a study"):
         gather(runs[:1], tmp_path / "study.json")
-    result = CliRunner().invoke(app, ["ensemble", str(runs[0]), "--data", str(tmp_path), "--out", str(tmp_path / "e")])
+    result = CliRunner().invoke(app, ["ensemble", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "e")])
     assert result.exit_code == 1
-    assert "at least two runs" in result.stderr
+    assert "is not a finished run" in result.stderr
