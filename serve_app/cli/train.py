@@ -31,7 +31,7 @@ DataFolder = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads; other than 1 may change the last digits.")]
 
 
-TABLE_WIDTH = 150
+TABLE_WIDTH = 170
 
 
 def train(
@@ -98,7 +98,7 @@ def _print_run(entry: RegistryEntry, folder: Path) -> None:
 
 
 def ensemble(
-    runs: Annotated[list[Path], typer.Argument(help="Finished run folders that differ in their seed, two to nine.")],
+    runs: Annotated[list[Path], typer.Argument(help="Finished run folders that differ in their seed: 3, 5, 7 or 9.")],
     data: DataFolder,
     out: Annotated[Path, typer.Option("--out", help="Run folder of the ensemble.")],
     restart: Annotated[bool, typer.Option("--restart", help="Forget what the run folder holds.")] = False,
@@ -108,8 +108,6 @@ def ensemble(
     from models.training.ensemble import combine  # noqa: PLC0415
     from models.training.run import RunError  # noqa: PLC0415
 
-    if len(runs) < 2:
-        fail("an ensemble needs at least two runs")
     try:
         with progress_bars() as progress:
             entry = combine(runs, data, out, restart, progress)
