@@ -50,6 +50,7 @@ SCORE_ROWS = (
 )
 ALWAYS_OFF = {"f1": 0.0, "cycle_f1": 0.0, "sae": 1.0, "nde": 1.0, "mr": 0.0, "teca": 0.5}
 """Predicting zero, for the metrics whose value then does not depend on the home."""
+CC_BY = "CC BY 4.0: https://creativecommons.org/licenses/by/4.0/"
 MEANING = {
     Attribution.FINAL: "as much mains after the instant as before it: the best the model can say",
     Attribution.PROVISIONAL: "for a live view, before the rest of a programme has been seen",
@@ -230,7 +231,9 @@ def _attribution(entry: RegistryEntry) -> list[str]:
     for text in tested:
         if not any(known.startswith(text) for known in sources):
             sources[text] = None
-    lines = ["Trained and tested on these recordings (CC BY 4.0: https://creativecommons.org/licenses/by/4.0/):", ""]
+    # Somebody's own recordings need not be under that licence, and the card must not give it to them.
+    terms = CC_BY if all("CC BY 4.0" in source for source in sources) else "each under the terms named with it"
+    lines = [f"Trained and tested on these recordings ({terms}):", ""]
     return _section("Attribution", lines + [f"- {source}" for source in sources])
 
 

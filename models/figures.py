@@ -53,8 +53,11 @@ def tests_of(entry: RegistryEntry, *kinds: str) -> list[dict[str, Any]]:
 
 def headline_test(entry: RegistryEntry) -> dict[str, Any] | None:
     """The test that says most of other homes: of an unseen home, else of a month kept aside. None: no such test."""
+    if not has_both_answers(entry):
+        # Checked first: registries of before may hold anything under `tests`.
+        return None
     tests = [*tests_of(entry, UNSEEN_HOME), *tests_of(entry, HELD_OUT_MONTH)]
-    return tests[0] if tests and has_both_answers(entry) else None
+    return tests[0] if tests else None
 
 
 def obstacles(entry: RegistryEntry) -> list[str]:

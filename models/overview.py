@@ -11,7 +11,7 @@ from pathlib import Path
 
 from models.attribution import Attribution
 from models.card import EXAMPLE_DAY_NAME, RELIABILITY_NAME
-from models.figures import HELD_OUT_MONTH, champions, headline_test, obstacles
+from models.figures import HELD_OUT_MONTH, champions, has_both_answers, headline_test, obstacles
 from models.registry import Registry, RegistryEntry
 from models.study_tables import Study, study_lines, table
 
@@ -110,7 +110,8 @@ def version_figures(entry: RegistryEntry) -> VersionFigures:
     """What tables say of one version. The verdict is of the figures alone; `nilm models verify` also loads it."""
     test = headline_test(entry)
     if test is None:
-        return VersionFigures()
+        measured = has_both_answers(entry)
+        return VersionFigures(verdict=f"no: {' '.join(obstacles(entry))}") if measured else VersionFigures()
     final, provisional = (test[str(attribution)] for attribution in Attribution)
     home = f"{test['home']} (months kept aside)" if test["kind"] == HELD_OUT_MONTH else test["home"]
     reasons = obstacles(entry)

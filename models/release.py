@@ -7,9 +7,12 @@ meaning: an existing one is refused, not replaced. Needs torch (to load what it 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -47,6 +50,11 @@ def _add(run_folder: Path, root: Path, version: str, active: bool) -> RegistryEn
     incomplete = metrics_errors(run)
     if incomplete:
         raise ReleaseRefused(f"no card can be written for {run_folder}: {'; '.join(incomplete)}")
+    with _folder(root), _alone(root):
+        return _register(run, run_folder, root, version, active)
+
+
+def _register(run: RegistryEntry, run_folder: Path, root: Path, version: str, active: bool) -> RegistryEntry:
     path = root / REGISTRY_NAME
     known = Registry.load(path).entries if path.exists() else ()
     if any(one.appliance_id == run.appliance_id and one.model_version == version for one in known):
@@ -72,7 +80,6 @@ def _add(run_folder: Path, root: Path, version: str, active: bool) -> RegistryEn
         raise ReleaseRefused(f"{version!r} cannot be registered: {str(error).split(': ', 1)[-1]}") from error
     if (root / folder).exists():
         raise ReleaseRefused(f"{root / folder} exists but is not registered; move it away, then add again")
-    root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=root, prefix=".adding-"))
     try:
         _copy(run, run_folder, entry, staging)
@@ -86,6 +93,32 @@ def _add(run_folder: Path, root: Path, version: str, active: bool) -> RegistryEn
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return entry
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """`path` exists inside; after a failure, what had to be made for it and is empty is taken away again."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One `add` at a time: two that read the same registry would each write it without the other's version."""
+    # The folder itself is locked, so that no lock file is left; the lock goes with the process.
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _only_entry(run_folder: Path) -> RegistryEntry:
@@ -108,13 +141,13 @@ def _copy(run: RegistryEntry, run_folder: Path, entry: RegistryEntry, staging: P
 
 def _put(staged: Path, folder: Path, registry_path: Path, registry: str) -> None:
     """The finished folder into its place, then the registry; if that fails, the folder is taken away again."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staged, folder)
-    try:
-        write_atomically(registry_path, registry.encode())
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
+    with _folder(folder.parent):
+        os.replace(staged, folder)
+        try:
+            write_atomically(registry_path, registry.encode())
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
 
 
 def verify(entry: RegistryEntry, root: Path) -> list[str]:

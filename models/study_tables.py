@@ -5,15 +5,21 @@ Reads the study file that `models.training.study` collects from run folders. A c
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import jsonschema.exceptions
+
 from models.appliances import APPLIANCES
 from models.attribution import Attribution
 from models.figures import UNSEEN_HOME
+
+STUDY_SCHEMA_PATH = Path(__file__).with_name("study.schema.json")
 
 HEADLINE_HOME = "uk-dale-2"
 HEADLINE_TEACHERS = frozenset({"refit-2", "refit-20"})
@@ -56,33 +62,27 @@ Study = tuple[StudyRun, ...]
 def read_study(path: Path) -> Study:
     """Raises `StudyError`."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        runs = tuple(
-            StudyRun(
-                appliance_id=run["appliance_id"],
-                architecture=run["architecture"],
-                training_homes=frozenset(run["training_homes"]),
-                test_home=run["test_home"],
-                seed=run["seed"],
-                parameters=run["parameters"],
-                train_minutes=run["train_minutes"],
-                ms_per_window=run["ms_per_window"],
-                tests=tuple(run["tests"]),
-            )
-            for run in document["runs"]
-        )
-        for run in runs:
-            for test in run.tests:
-                for attribution in Attribution:
-                    report = test[str(attribution)]
-                    _ = test["kind"], test["home"], report["f1"], report["mae_w"], report["always_off_mae_w"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from error
-    except KeyError as error:
-        raise StudyError(f"{path} has a run without {error}") from error
-    except TypeError as error:
-        raise StudyError(f"{path} is not a study file: {error}") from error
+    schema = json.loads(STUDY_SCHEMA_PATH.read_text(encoding="utf-8"))
+    wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(document))
+    if wrong is not None:
+        raise StudyError(f"{path} is not a study file: at /{'/'.join(map(str, wrong.absolute_path))}: {wrong.message}")
+    names = [field.name for field in dataclasses.fields(StudyRun)]
+    runs = [
+        StudyRun(
+            **{name: run[name] for name in names if name not in ("training_homes", "tests")},
+            training_homes=frozenset(run["training_homes"]),
+            tests=tuple(run["tests"]),
+        )
+        for run in document["runs"]
+    ]
     return tuple(sorted(runs, key=_order))
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON; a number must be finite")
 
 
 def _order(run: StudyRun) -> tuple[int, str, str, int]:
@@ -101,7 +101,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return ["Nothing measured yet.", ""]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+    # A home may be called anything, and a bar would end its cell.
+    return [*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows), ""]
 
 
 def spread(values: Sequence[float], digits: int) -> str:

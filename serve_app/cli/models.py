@@ -17,6 +17,7 @@ from serve_app.cli.train import TABLE_WIDTH, fail, require_tools
 
 models = typer.Typer(help="List, verify, add and describe model versions.", no_args_is_help=True)
 
+DEFAULT_STUDY = Path("docs/models/study.json")
 RegistryFile = Annotated[Path, typer.Option("--registry", help="registry.json.", show_default="the packaged one")]
 
 
@@ -52,9 +53,15 @@ def list_versions(
             *figures.final,
             figures.always_off,
             *figures.provisional,
-            f"{entry.metrics['parameters']:,}" if "parameters" in entry.metrics else "-",
+            _count(entry.metrics.get("parameters")),
         )
-    Console(width=max(Console().width, TABLE_WIDTH)).print(result)
+    # Without markup: a home may be called "Flat [2]".
+    Console(width=max(Console().width, TABLE_WIDTH), markup=False).print(result)
+
+
+def _count(parameters: Any) -> str:
+    # Registries of before may hold anything there.
+    return f"{parameters:,}" if isinstance(parameters, int) else "-"
 
 
 def _served(config: Path) -> dict[str, str]:
@@ -66,7 +73,7 @@ def _served(config: Path) -> dict[str, str]:
         return {
             str(deployment["name"]): str(deployment["user_config"]["model_version"])
             for application in document["applications"]
-            for deployment in application["deployments"]
+            for deployment in application.get("deployments") or ()
             if "model_version" in (deployment.get("user_config") or {})
         }
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
@@ -125,7 +132,7 @@ def add(
         entry = add_run(run, root, version, active)
     except ReleaseRefused as error:
         fail(str(error))
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"registered {_name(entry)}, card {root / str(entry.card_path)}")
     console.print(f"serve it: name version {version} in serve_config.yaml and deploy")
 
@@ -133,9 +140,10 @@ def add(
 @models.command()
 def docs(
     out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/models.md"),
-    study: Annotated[Path, typer.Option(help="Figures of `nilm study`, if there are any.")] = Path(
-        "docs/models/study.json"
-    ),
+    study: Annotated[
+        Path | None,
+        typer.Option(help="Figures of `nilm study`.", show_default="docs/models/study.json, if it exists"),
+    ] = None,
     registry: RegistryFile = PACKAGED_REGISTRY,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit code 1 if the page is not current.")
@@ -144,14 +152,23 @@ def docs(
     """Write the page that compares all versions, from the registry and the study."""
     known = _load(registry)
     try:
-        runs: Study | None = read_study(study) if study.exists() else None
+        # One that was named must be there: a page without its chapters would look finished.
+        runs: Study | None = read_study(study or DEFAULT_STUDY) if study or DEFAULT_STUDY.exists() else None
     except StudyError as error:
         fail(str(error))
     text = overview(known, runs, out.parent)
-    if check:
-        if not out.is_file() or out.read_text(encoding="utf-8") != text:
-            fail(f"{out} is not what the registry gives; write it with: nilm models docs")
-        return
+    try:
+        if check:
+            if not out.is_file() or out.read_bytes() != text.encode():
+                fail(f"{out} is not what the registry gives; write it with: nilm models docs")
+            return
+        _write_page(out, text, runs)
+    except OSError as error:
+        fail(f"{error.filename or out}: {error.strerror or error}")
+    Console(soft_wrap=True, highlight=False, markup=False).print(f"wrote {out}")
+
+
+def _write_page(out: Path, text: str, runs: Study | None) -> None:
     points = learning_curve_points(runs) if runs is not None else []
     if points:
         require_tools()
@@ -162,4 +179,3 @@ def docs(
     from models.files import write_atomically  # noqa: PLC0415
 
     write_atomically(out, text.encode())
-    Console(soft_wrap=True).print(f"wrote {out}")

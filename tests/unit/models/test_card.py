@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.attribution import Attribution
 from models.card import DISCLOSURE, SECTIONS, card, look_ahead_min
+from models.figures import obstacles
 from models.registry import Preprocessing, RegistryEntry, TrainingSource
 from models.weaknesses import weaknesses
 from tests.unit.models.run_folders import INDICES, TRAINING, a_test, metrics, report
@@ -201,3 +204,35 @@ def test_every_recording_is_attributed_once() -> None:
         "- REFIT, Murray, CC BY 4.0; by way of a collection",
         "- UK-DALE, Kelly, CC BY 4.0",
     ]
+
+
+@pytest.mark.parametrize(("seeds", "said"), [([1, 2, 3], "the median of seeds 1, 2, 3"), ([7], "8 windows, seed 7")])
+def test_an_ensemble_names_the_seeds_of_its_members(seeds: list[int], said: str) -> None:
+    assert f"{said};" in card(entry(lambda m: m["recipe"].update(seeds=seeds)))
+
+
+def test_a_recording_of_ones_own_is_not_given_a_licence() -> None:
+    general = "these recordings (CC BY 4.0: https://creativecommons.org/licenses/by/4.0/):"
+    assert general in card(entry())
+    own = dataclasses.replace(TRAINING[0], home="Flat 2", attribution="Recorded by the tenant, not for publication")
+    text = card(entry(training_data=(*TRAINING, own)))
+    assert "CC BY 4.0: https" not in text
+    assert "these recordings (each under the terms named with it):" in text
+    assert "- Recorded by the tenant, not for publication" in text
+
+
+@given(
+    f1=st.floats(0.0, 1.0),
+    mae_w=st.floats(0.0, 100.0),
+    always_off_mae_w=st.floats(0.0, 100.0),
+    said=st.booleans(),
+)
+def test_only_the_figures_decide_whether_always_off_is_beaten(
+    f1: float, mae_w: float, always_off_mae_w: float, said: bool
+) -> None:
+    figures = {"f1": f1, "mae_w": mae_w, "always_off_mae_w": always_off_mae_w, "beats_always_off": said}
+    found = entry(lambda m: m["tests"][0]["final"].update(figures))
+    beaten = f1 > 0.0 and mae_w < always_off_mae_w
+    assert (obstacles(found) == []) == beaten
+    # What keeps a version from being active is also a weakness on its card.
+    assert any("final answer does not beat always-off" in sentence for sentence in weaknesses(found)) != beaten

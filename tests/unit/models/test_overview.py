@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from models.overview import AIMS, Aim, aim_verdict, overview
+from models.overview import AIMS, Aim, VersionFigures, aim_verdict, overview, version_figures
 from models.registry import Registry
 from models.release import add
-from models.study_tables import StudyError, learning_curve_points, read_study, spread, study_lines
+from models.study_tables import StudyError, learning_curve_points, read_study, spread, study_lines, table
 from tests.unit.models.run_folders import a_test, make_run, report
-from tests.unit.models.test_card import rows
+from tests.unit.models.test_card import entry, rows
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -110,6 +113,21 @@ def test_an_empty_registry_and_one_of_before_are_pages_too(tmp_path: Path) -> No
     assert "## Pictures" not in text
 
 
+def test_a_version_without_a_test_elsewhere_is_not_called_an_old_one() -> None:
+    figures = version_figures(entry(lambda m: m["tests"].pop(0)))
+    assert (figures.home, figures.final) == ("-", ("-", "-"))
+    assert figures.verdict.startswith("no: It has no test on a home it never saw: all that is known of it comes from ")
+
+
+@pytest.mark.parametrize("old", [{}, {"tests": {"uk-dale-2": 0.9}}, {"tests": ["uk-dale-2"]}, {"tests": 3}])
+def test_whatever_an_old_registry_holds_it_is_not_measured(old: dict[str, Any]) -> None:
+    assert version_figures(entry(metrics=old)) == VersionFigures()
+
+
+def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
+    assert table(("home", "f1"), [("Flat 2 | left", "0.9")])[2] == "| Flat 2 \\| left | 0.9 |"
+
+
 def a_run(seed: int, f1: float, mae_w: float, **fields: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "appliance_id": "kettle",
@@ -184,11 +202,11 @@ def test_a_fold_is_a_mean_and_a_spread_over_seeds(study_text: str) -> None:
 
 
 def test_architectures_are_compared_on_the_headline_fold_of_both_homes(study_text: str) -> None:
-    table = chapter(study_text, "## Architectures side by side")
-    assert "| architecture | kettle | dishwasher | parameters | ms per window |" in table
-    assert rows(table, "TemporalPoolingUNet")[0][1:] == ["0.920 / 5.50 (2)", "0.600 / 7.50 (1)", "291,090", "0.70"]
+    text = chapter(study_text, "## Architectures side by side")
+    assert "| architecture | kettle | dishwasher | parameters | ms per window |" in text
+    assert rows(text, "TemporalPoolingUNet")[0][1:] == ["0.920 / 5.50 (2)", "0.600 / 7.50 (1)", "291,090", "0.70"]
     # Not trained for the dishwasher: no figure, not a zero.
-    assert rows(table, "NILMFormer")[0][1:] == ["0.850 / 7.00 (1)", "-", "383,283", "22.00"]
+    assert rows(text, "NILMFormer")[0][1:] == ["0.850 / 7.00 (1)", "-", "383,283", "22.00"]
 
 
 def test_the_learning_curve_goes_from_one_home_to_two(study_text: str, tmp_path: Path) -> None:
@@ -232,9 +250,9 @@ def without_f1(run: dict[str, Any]) -> dict[str, Any]:
     [
         ("{", "cannot be read"),
         ("[]", "is not a study file"),
-        ("{}", "has a run without 'runs'"),
-        (json.dumps({"runs": [{"appliance_id": "kettle"}]}), "has a run without 'architecture'"),
-        (json.dumps({"runs": [without_f1(RUNS[0])]}), "has a run without 'f1'"),
+        ("{}", "'runs' is a required property"),
+        (json.dumps({"runs": [{"appliance_id": "kettle"}]}), "at /runs/0: 'architecture' is a required property"),
+        (json.dumps({"runs": [without_f1(RUNS[0])]}), "at /runs/0/tests/0/final: 'f1' is a required property"),
         (json.dumps({"runs": 3}), "is not a study file"),
     ],
 )
@@ -242,3 +260,33 @@ def test_what_is_no_study_is_refused_in_one_sentence(tmp_path: Path, content: st
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(StudyError, match=message):
         read_study(tmp_path / "study.json")
+
+
+def leaves(part: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where every value of a document is, those that hold others too."""
+    inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    return [path, *(found for key, value in inner for found in leaves(value, (*path, key)))]
+
+
+DOCUMENT = {"runs": RUNS[:2]}
+
+
+@given(
+    path=st.sampled_from(leaves(DOCUMENT)[1:]),
+    value=st.sampled_from([None, True, -1, 0.5, float("nan"), "", "text", [], [1], {}, {"f1": 1}]),
+)
+def test_a_study_with_any_wrong_value_is_a_page_or_one_sentence(path: tuple[Any, ...], value: Any) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    part: Any = document
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "study.json"
+        file.write_text(json.dumps(document))
+        message = ""
+        try:
+            lines = study_lines(read_study(file), "curve.png")
+        except StudyError as error:
+            message, lines = str(error), []
+    assert message.startswith(str(file)) or (lines and all(isinstance(line, str) for line in lines))
