@@ -23,7 +23,13 @@ def lively_mains_w() -> np.ndarray:
     rng = np.random.default_rng(11)
     minute = np.arange(MINUTES)
     mains_w = 150.0 + rng.normal(0.0, 8.0, MINUTES) + 90.0 * (minute % 55 < 18)
-    for start, length, power_w in ((200, 3, 2800.0), (260, 20, 2050.0), (290, 45, 180.0), (340, 12, 2050.0)):
+    for start, length, power_w in (
+        (319, 3, 2800.0),
+        (564, 3, 2800.0),
+        (260, 20, 2050.0),
+        (290, 45, 180.0),
+        (340, 12, 2050.0),
+    ):
         mains_w[start : start + length] += power_w
     for start in range(450, MINUTES, 23):
         mains_w[start : start + 3] += 1250.0
