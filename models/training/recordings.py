@@ -1,6 +1,6 @@
 """Household recordings: which files, whose, under which licence, and how one becomes arrays.
 
-Owns the split: training and validation inside the REFIT homes, the test home never touched before the end.
+Who teaches and who tests is `protocol`; what is done to faulty recordings is `cleaning`.
 Needs the `tools` extra (pandas, pyarrow).
 """
 
@@ -18,25 +18,16 @@ from models.training.data_report import DataReport
 from models.training.homes_file import HOMES_FILE, Recording, RecordingError, read_homes_file
 from models.training.readers import read
 
-VALIDATION_SHARE = 0.12
-"""Last part of each training home, long enough for dozens of cycles of the rarest appliance."""
-EMBARGO_S = 86400.0
-"""A day between training and validation: neighbouring windows would otherwise share a cycle."""
-
 __all__ = [
     "COLLECTION",
     "KNOWN_RECORDINGS",
     "SAMPLE_PERIOD_S",
-    "TEST_RECORDING",
-    "TRAINING_RECORDINGS",
-    "UNSEEN_RECORDINGS",
     "Home",
     "Recording",
     "RecordingError",
     "inspect_home",
     "known_homes",
     "load_home",
-    "split",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -57,12 +48,6 @@ KNOWN_RECORDINGS = {
     )
 }
 """The files of the DeviceScope collection, recognised by name where a folder has no `homes.yaml`."""
-
-TRAINING_RECORDINGS = (KNOWN_RECORDINGS["refit-2"], KNOWN_RECORDINGS["refit-20"])
-TEST_RECORDING = KNOWN_RECORDINGS["uk-dale-2"]
-"""Never trained on, and no threshold or weight is chosen by it; every card reports it."""
-UNSEEN_RECORDINGS = {"uk-dale-2": TEST_RECORDING, "ideal-65": KNOWN_RECORDINGS["ideal-65"]}
-"""Homes that `nilm evaluate` can measure on; IDEAL Home 65 has a dishwasher and a washing machine of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +118,3 @@ def inspect_home(folder: Path, recording: Recording) -> tuple[Home, DataReport]:
     tables, report = clean(read(path, recording), recording, path)
     start = pd.Timestamp(tables.start_s, unit="s")
     return Home(recording, start, tables.aggregate_w, tables.valid, tables.appliances_w), report
-
-
-def split(home: Home) -> tuple[Home, Home]:
-    """(training, validation): the last `VALIDATION_SHARE` of the samples, after an embargo of a day."""
-    first_validation = int(len(home) * (1.0 - VALIDATION_SHARE))
-    embargo = int(EMBARGO_S / SAMPLE_PERIOD_S)
-    if first_validation <= embargo:
-        raise RecordingError(f"the recording of {home.recording.home} is too short to split")
-    return home.part(0, first_validation - embargo), home.part(first_validation, len(home))

@@ -26,7 +26,7 @@ from models.training.loop import Recipe, StepReport, preferred_device, train
 from models.training.metrics import f1, mae
 from models.training.plots import example_day, reliability_diagram
 from models.training.protocol import Fold, load_fold
-from models.training.recordings import COLLECTION, Home, RecordingError
+from models.training.recordings import COLLECTION, KNOWN_RECORDINGS, Home, Recording, RecordingError
 from models.training.sampling import BatchSampler
 
 PROVISIONAL_LOOK_AHEAD = 10
@@ -179,14 +179,17 @@ def finish(
         },
     }
     training_data = tuple(
-        TrainingSource(
-            home.recording.home, home.first_day, home.last_day, f"{home.recording.attribution}; {COLLECTION}"
-        )
+        TrainingSource(home.recording.home, home.first_day, home.last_day, _whose(home.recording))
         for home in fold.training
     )
     entry = export(network, appliance, recipe, indices, request.folder, training_data, metrics)
     (request.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
     return entry
+
+
+def _whose(recording: Recording) -> str:
+    known = recording in KNOWN_RECORDINGS.values()
+    return f"{recording.attribution}; {COLLECTION}" if known else recording.attribution
 
 
 def choose(
