@@ -198,6 +198,8 @@ def test_docs_refuses_a_study_that_was_named_and_is_not_there(here: Path) -> Non
 def test_docs_says_where_it_cannot_write_and_takes_a_broken_page_for_an_old_one(here: Path) -> None:
     (here / "file").write_text("not a folder")
     refused(nilm_on("docs", "--out", "file/page.md"), "file")
+    (here / "folder").mkdir()
+    refused(nilm_on("docs", "--out", "folder"), "Is a directory")
     (here / "page.md").write_bytes(b"\xff")
     refused(nilm_on("docs", "--check", "--out", "page.md"), "page.md is not what the registry gives")
 

@@ -128,7 +128,7 @@ def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
     assert table(("home", "f1"), [("Flat 2 | left", "0.9")])[2] == "| Flat 2 \\| left | 0.9 |"
 
 
-def a_run(seed: int, f1: float, mae_w: float, **fields: Any) -> dict[str, Any]:
+def a_run(seed: Any, f1: float, mae_w: float, **fields: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "appliance_id": "kettle",
         "architecture": "TemporalPoolingUNet",
@@ -249,6 +249,9 @@ def without_f1(run: dict[str, Any]) -> dict[str, Any]:
     ("content", "message"),
     [
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        (json.dumps({"runs": [a_run(1, float("nan"), 6.0)]}), "NaN is not JSON"),
+        (json.dumps({"runs": [a_run("one", 0.9, 6.0)]}), "at /runs/0/seed: 'one' is not of type 'integer'"),
         ("[]", "is not a study file"),
         ("{}", "'runs' is a required property"),
         (json.dumps({"runs": [{"appliance_id": "kettle"}]}), "at /runs/0: 'architecture' is a required property"),
