@@ -20,7 +20,7 @@ LEARNING_CURVE = "images/learning-curve.png"
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What we wanted before we measured: F1 at least, MAE (W) at most, of the final answer on the headline test."""
+    """What we want: F1 at least, MAE (W) at most, of the final answer on the headline test."""
 
     f1: float
     mae_w: float
@@ -140,7 +140,7 @@ def _aims(registry: Registry) -> list[str]:
     return [
         "## Beside what we aimed at",
         "",
-        "The aims were set before these models were trained. The final answer of each appliance's active version, or "
+        "An aim is what we want, not what is promised. The final answer of each appliance's active version, or "
         "of its latest one where none is active, on the home it never saw (electric shower: on months kept aside).",
         "",
         *table(("appliance", "F1 aim", "F1", "MAE W aim", "MAE W", ""), rows),

@@ -128,9 +128,9 @@ def _folds(study: Study) -> list[str]:
     lines = [
         "## Leave one home out, several seeds",
         "",
-        "Each fold trains on all homes but one. A cell is the mean over seeds, and in brackets the least and the most: "
-        "figures that differ by less than that do not differ. Rows of homes it learnt from are of a later part of them "
-        "and say what a new home costs.",
+        "Each fold trains on all homes but one. A cell is the mean over seeds, and in brackets the least and the most; "
+        "with so few seeds, a difference inside the brackets is no evidence. Rows of homes it learnt from are of a "
+        "later part of them and say what a new home costs.",
         "",
     ]
     folds = _grouped(study, lambda run: run.test_home)
@@ -207,7 +207,7 @@ def _architectures(study: Study) -> list[str]:
     return [
         "## Architectures side by side",
         "",
-        "Same recipe, same two training homes, tested on UK-DALE House 2, which none of them saw: F1 / MAE in W of the "
+        "The same two training homes, tested on UK-DALE House 2, which none of them saw: F1 / MAE in W of the "
         "final answer, mean over seeds, number of seeds in brackets. Milliseconds are of one window on one core, in "
         "batches of 16.",
         "",
@@ -257,7 +257,7 @@ def _learning_curve(study: Study, picture: str) -> list[str]:
     lines = [
         "## One home to learn from, or two",
         "",
-        "The same recipe with one training home and with both, tested on UK-DALE House 2: whether more homes would "
+        "One training home against both, tested on UK-DALE House 2: whether more homes would "
         "help is read off the step from one to two. Mean over seeds, in brackets the least and the most.",
         "",
         *table(
