@@ -41,7 +41,8 @@ class StudyRun:
     test_home: str | None
     seed: int
     parameters: int
-    train_minutes: float
+    train_minutes: float | None
+    """None for an ensemble, which is not trained itself."""
     ms_per_window: float
     tests: tuple[dict[str, Any], ...]
 

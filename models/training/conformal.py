@@ -38,8 +38,9 @@ def interval_offsets_w(
         for level, coverage in enumerate(coverages):
             tail = (1.0 - coverage) / 2.0
             # Ranks with the finite-sample correction: of n errors and a new one, n + 1 are exchangeable.
-            low_rank = math.floor((error_w.size + 1) * tail)
-            high_rank = math.ceil((error_w.size + 1) * (1.0 - tail))
+            # Rounded first: (1 - 0.8) / 2 is a little less than a tenth in floating point.
+            low_rank = math.floor(round((error_w.size + 1) * tail, 6))
+            high_rank = math.ceil(round((error_w.size + 1) * (1.0 - tail), 6))
             low_w = error_w[low_rank - 1] if low_rank >= 1 else -max_power_w
             high_w = error_w[high_rank - 1] if high_rank <= error_w.size else max_power_w
             offsets[level, number] = min(low_w, 0.0), max(high_w, 0.0)

@@ -95,10 +95,16 @@ def export(
 def golden_content(model: LoadedModel, appliance: Appliance) -> bytes:
     """golden.npz: `windows_kw` float32 [k, W], and what the model says of them (`models.loader.golden_arrays`).
 
-    Half are the windows the model finds most likely on, so that a wrong power head cannot hide behind the gate.
+    For each answer a quarter are the windows it finds most likely on, so that a wrong power head cannot hide behind
+    the gate; the rest are the least likely ones.
     """
     entry = model.entry
-    windows_kw = synthetic_windows_kw(appliance, entry.input_window_size, entry.output_sample_index, GOLDEN_CANDIDATES)
+    windows_kw = np.concatenate(
+        [
+            synthetic_windows_kw(appliance, entry.input_window_size, index, GOLDEN_CANDIDATES)
+            for index in sorted(set(entry.sample_indices.values()))
+        ]
+    )
     usable = np.ones(len(windows_kw), dtype=np.bool_)
     for attribution, output in model.predict(windows_kw).items():
         gate = float(model.network.readout(attribution).power_gate)
@@ -106,9 +112,11 @@ def golden_content(model: LoadedModel, appliance: Appliance) -> bytes:
         nearest = np.abs(output.on_probability[:, None] - np.array(INTERVAL_EDGES)).min(axis=1)
         usable &= nearest > EDGE_MARGIN
     candidates = windows_kw[usable]
-    ordered = np.argsort(-model.predict(candidates)[Attribution.FINAL].on_probability, kind="stable")
-    half = GOLDEN_WINDOWS // 2
-    chosen = candidates[np.concatenate((ordered[:half], ordered[half:][-half:]))]
+    outputs, quarter = model.predict(candidates), GOLDEN_WINDOWS // 4
+    ordered = {name: np.argsort(-output.on_probability, kind="stable") for name, output in outputs.items()}
+    likely = dict.fromkeys(int(row) for name in Attribution for row in ordered[name][:quarter])
+    unlikely = [int(row) for row in ordered[Attribution.FINAL] if int(row) not in likely]
+    chosen = candidates[[*likely, *unlikely[len(likely) - GOLDEN_WINDOWS :]]]
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"windows_kw": chosen, **golden_arrays(model.predict(chosen))}
     np.savez_compressed(buffer, **arrays)

@@ -95,7 +95,7 @@ def _run(entry: RegistryEntry, folder: Path, ms_per_window: float) -> dict[str, 
         "seed": recipe["seed"],
         "steps": recipe["steps"],
         "parameters": entry.metrics["parameters"],
-        "train_minutes": round(_train_minutes(folder / LOG_NAME), 1),
+        "train_minutes": _train_minutes(folder / LOG_NAME),
         "ms_per_window": round(ms_per_window, 2),
         "tests": [
             {
@@ -109,8 +109,11 @@ def _run(entry: RegistryEntry, folder: Path, ms_per_window: float) -> dict[str, 
     }
 
 
-def _train_minutes(log: Path) -> float:
-    """Each continuation of a killed run counts from zero, so the rises are added up."""
+def _train_minutes(log: Path) -> float | None:
+    """Each continuation of a killed run counts from zero, so the rises are added up. None for an ensemble."""
+    if not log.exists():
+        return None
     with log.open(encoding="utf-8", newline="") as file:
         elapsed = [float(row["elapsed_s"]) for row in csv.DictReader(file)]
-    return sum(max(now - before, 0.0) for before, now in zip([0.0, *elapsed], elapsed, strict=False)) / 60.0
+    seconds = sum(max(now - before, 0.0) for before, now in zip([0.0, *elapsed], elapsed, strict=False))
+    return round(seconds / 60.0, 1)

@@ -103,7 +103,9 @@ def test_reliability_bins_by_hand():
 def decided(network: SequenceModel) -> dict[Attribution, Decision]:
     decisions = {}
     for attribution, outputs in raw_outputs(network, HOMES[0], KETTLE, WINDOW, INDICES, block=1).items():
-        decisions[attribution] = dataclasses.replace(decide(only_valid([outputs]), KETTLE), power_gate=0.01)
+        # Six steps teach nothing that calibration would leave standing; a steep slope lets the outputs differ.
+        fitted = decide(only_valid([outputs]), KETTLE)
+        decisions[attribution] = dataclasses.replace(fitted, calibration=Calibration(5.0, 0.0), power_gate=0.01)
         decisions[attribution].apply(network.readout(attribution))
     return decisions
 
@@ -116,12 +118,12 @@ def test_what_evaluation_scores_is_what_the_service_says(tmp_path):
     model = load_verified(registry.resolve("kettle", "unreleased"), registry.root)
     assert model.entry == entry
     assert model.golden is GoldenCheck.PASSED
-    windows_kw = np.lib.stride_tricks.sliding_window_view(HOMES[0].aggregate_w, WINDOW)[:200] / 1000
+    windows_kw = np.lib.stride_tricks.sliding_window_view(HOMES[0].aggregate_w, WINDOW)[:2000] / 1000
     said = model.predict(windows_kw.astype(np.float32))
     raw = raw_outputs(network, HOMES[0], KETTLE, WINDOW, INDICES, block=1)
     for attribution, index in INDICES.items():
         scored = served(raw[attribution], network.readout(attribution), KETTLE)
-        minutes = slice(index, index + 200)
+        minutes = slice(index, index + 2000)
         # 1e-5 kW.
         np.testing.assert_allclose(said[attribution].predicted_w, scored.power_w[minutes], atol=0.01)
         np.testing.assert_allclose(said[attribution].on_probability, scored.on_probability[minutes], atol=1e-5)
