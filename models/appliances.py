@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from models.signal import MAINS_CLIP_W
 
+PROGRAMME_S = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Appliance:
@@ -29,6 +31,11 @@ class Appliance:
     """Scale of the power regression: about the power of the dominant phase, so that losses are near one."""
     mains_clip_w: float = MAINS_CLIP_W
     """Mains above are clipped before a network sees them. An electric shower alone is above what others clip at."""
+
+    @property
+    def has_programme(self) -> bool:
+        """True for machines that run through phases for at least `PROGRAMME_S`; a kettle only boils."""
+        return self.min_on_s >= PROGRAMME_S
 
 
 APPLIANCES: dict[str, Appliance] = {

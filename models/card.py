@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.attribution import Attribution
-from models.figures import HELD_OUT_MONTH, UNSEEN_HOME, headline_test, obstacles, tests_of
+from models.figures import HELD_OUT_MONTH, SEEN_HOME, UNSEEN_HOME, headline_test, obstacles, tests_of
 from models.registry import RegistryEntry
 from models.weaknesses import NOT_FOR, weaknesses
 
@@ -34,7 +34,7 @@ DISCLOSURE = (
 )
 TITLES = {
     UNSEEN_HOME: "On a home it never saw",
-    "seen_home": "On a later part of a home it learnt from",
+    SEEN_HOME: "On a later part of a home it learnt from",
     HELD_OUT_MONTH: "On months kept aside, of the home it learnt from",
 }
 SCORE_ROWS = (

@@ -19,6 +19,7 @@ from models.registry import RegistryEntry
 METRICS_SCHEMA_PATH = Path(__file__).with_name("metrics.schema.json")
 
 UNSEEN_HOME = "unseen_home"
+SEEN_HOME = "seen_home"
 HELD_OUT_MONTH = "held_out_month"
 
 

@@ -17,7 +17,7 @@ import jsonschema.exceptions
 
 from models.appliances import APPLIANCES
 from models.attribution import Attribution
-from models.figures import UNSEEN_HOME
+from models.figures import SEEN_HOME, UNSEEN_HOME
 
 STUDY_SCHEMA_PATH = Path(__file__).with_name("study.schema.json")
 
@@ -166,7 +166,7 @@ def _fold_rows(appliance_id: str, architecture: str, runs: list[StudyRun]) -> li
     tested: dict[tuple[bool, str], list[dict[str, Any]]] = {}
     for run in runs:
         for test in run.tests:
-            tested.setdefault((test["kind"] == "seen_home", test["home"]), []).append(test)
+            tested.setdefault((test["kind"] == SEEN_HOME, test["home"]), []).append(test)
     rows = []
     for (seen, home), tests in sorted(tested.items()):
         final, provisional = ([test[str(attribution)] for test in tests] for attribution in Attribution)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.attribution import Attribution
-from models.figures import HELD_OUT_MONTH, UNSEEN_HOME, beats_always_off, tests_of
+from models.figures import HELD_OUT_MONTH, SEEN_HOME, UNSEEN_HOME, beats_always_off, tests_of
 from models.registry import RegistryEntry
 
 WEAK_F1 = 0.6
@@ -74,7 +74,7 @@ def _narrow_intervals(report: dict[str, Any]) -> list[str]:
 
 def _unseen_against_seen(entry: RegistryEntry) -> list[str]:
     final = str(Attribution.FINAL)
-    seen = [test[final]["f1"] for test in tests_of(entry, "seen_home")]
+    seen = [test[final]["f1"] for test in tests_of(entry, SEEN_HOME)]
     unseen = [test[final]["f1"] for test in tests_of(entry, UNSEEN_HOME)]
     if seen and unseen and min(seen) - min(unseen) > MUCH_WORSE_F1:
         return [

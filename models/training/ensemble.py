@@ -15,7 +15,7 @@ from models.registry import Registry, RegistryEntry
 from models.training.export import WEIGHTS_NAME
 from models.training.loop import Recipe, preferred_device
 from models.training.protocol import load_fold
-from models.training.run import EXPECTED, Progress, RunError, RunRequest, finish, prepare, silent
+from models.training.run import EXPECTED, Progress, RunError, finish, prepare, silent
 
 
 def combine(
@@ -44,8 +44,7 @@ def combine(
             ),
             window=first.input_window_size,
         )
-        request = RunRequest(first.appliance_id, data, folder, test_home=told["test_home"], restart=restart)
-        prepare(request)
+        prepare(folder, restart)
         target = appliance(first.appliance_id)
         fold = load_fold(data, target, told["test_home"], told["training_homes"])
         torch.set_num_threads(recipe.threads)
@@ -53,7 +52,7 @@ def combine(
         assert isinstance(network, Ensemble)  # noqa: S101 - tells the type checker
         network.load_members([safetensors.torch.load_file(run / WEIGHTS_NAME) for run in runs])
         network.to(preferred_device()).eval()
-        return finish(request, target, recipe, fold, network, progress, seeds)
+        return finish(folder, target, recipe, fold, network, progress, seeds)
     except EXPECTED as error:
         raise RunError(str(error)) from error
     except (RuntimeError, ValueError) as error:

@@ -34,9 +34,6 @@ THRESHOLDS = np.round(np.arange(0.05, 0.96, 0.05), 2)
 GATES = np.concatenate(([0.0003, 0.001, 0.003, 0.01, 0.02, 0.03], THRESHOLDS))
 """Finer below: a kettle's first half minute is under its on-threshold, yet it is power that should not be lost. Not
 zero: the power head alone says a dozen watts where there is nothing."""
-PROGRAMME_S = 600.0
-"""Appliances that run at least this long have programmes. A wrongly found one costs an hour of power, and a home
-not seen before has other machines that resemble it: power is then given only where the state is on."""
 EVALUATION_BLOCK = 8
 
 
@@ -174,7 +171,9 @@ def decide(outputs: RawOutputs, appliance: Appliance) -> Decision:
     gates = [float(gate) for gate in GATES if gate <= state_threshold]
     errors = [mae(true_w, np.where(probability >= gate, power_w, 0.0)) for gate in gates]
     power_gate = gates[int(np.argmin(errors))]
-    if appliance.min_on_s >= PROGRAMME_S:
+    if appliance.has_programme:
+        # A wrongly found programme costs an hour of power, and a home not seen before has other machines that
+        # resemble it: power is given only where the state is on.
         power_gate = state_threshold
     gated_w = np.where(probability >= power_gate, power_w, 0.0)
     offsets = interval_offsets_w(probability, gated_w, true_w, INTERVAL_EDGES, COVERAGES, appliance.max_power_w)

@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from models.appliances import Appliance
 from models.signal import w_to_kw
-from models.training.evaluate import PROGRAMME_S
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -29,7 +28,7 @@ def synthetic_windows_kw(
             start, length = int(rng.integers(0, window)), int(rng.integers(1, 12))
             mains_w[row, start : start + length] += rng.uniform(300.0, 2500.0)
         if row % 2 == 0:
-            draw = _programme if appliance.min_on_s >= PROGRAMME_S else _pulse
+            draw = _programme if appliance.has_programme else _pulse
             power_w = draw(rng, appliance.max_power_w)[:window]
             start = int(np.clip(sample_index - rng.integers(0, power_w.size), 0, window - power_w.size))
             mains_w[row, start : start + power_w.size] += power_w

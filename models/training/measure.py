@@ -10,7 +10,7 @@ import torch
 
 from models.appliances import Appliance, appliance
 from models.attribution import Attribution
-from models.figures import champions
+from models.figures import UNSEEN_HOME, champions
 from models.loader import LoadedModel, load_verified
 from models.registry import PACKAGED_REGISTRY, Registry, RegistryEntry
 from models.training.evaluate import HomeReport
@@ -88,14 +88,14 @@ def measure(
 def _again(model: LoadedModel, test: dict[str, Any], homes: dict[str, Home], progress: Progress) -> Measurement:
     for name, home in homes.items():
         if home.recording.home == test["home"]:
-            part = home if test["kind"] == "unseen_home" else split(home, SEEN_TEST_FROM.get(name)).seen_test
+            part = home if test["kind"] == UNSEEN_HOME else split(home, SEEN_TEST_FROM.get(name)).seen_test
             return Measurement(model.entry, test["kind"], test["home"], _reports(model, part, progress), test)
     raise RecordingError(f"the recording of {test['home']}, which {model.entry.model_id} was tested on, is not there")
 
 
 def _on_named(model: LoadedModel, home: Home, progress: Progress) -> Measurement:
     taught = home.recording.home in {source.home for source in model.entry.training_data}
-    kind = "whole home, partly learnt from" if taught else "unseen_home"
+    kind = "whole home, partly learnt from" if taught else UNSEEN_HOME
     return Measurement(model.entry, kind, home.recording.home, _reports(model, home, progress), None)
 
 

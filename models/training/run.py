@@ -16,6 +16,7 @@ from models.appliances import Appliance, UnknownAppliance
 from models.appliances import appliance as find_appliance
 from models.architectures import ArchitectureError, SequenceModel
 from models.attribution import Attribution
+from models.figures import HELD_OUT_MONTH, SEEN_HOME, UNSEEN_HOME
 from models.loader import ArtifactRefused
 from models.registry import RegistryEntry, RegistryError, TrainingSource
 from models.training.calibrate import expected_calibration_error
@@ -36,7 +37,6 @@ STEPS = {"kettle": 450, "microwave": 500, "dishwasher": 700, "washing_machine": 
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, done so far, of how many)."""
-TEST_KINDS = ("unseen_home", "seen_home", "held_out_month")
 EXPECTED = (
     OSError,
     UnknownAppliance,
@@ -83,10 +83,10 @@ def run(request: RunRequest, progress: Progress = silent) -> RegistryEntry:
             architecture=request.architecture,
             threads=request.threads,
         )
-        prepare(request)
+        prepare(request.folder, request.restart)
         fold = load_fold(request.data, appliance, request.test_home, request.training_homes)
         network = _train(request, appliance, recipe, fold, progress)
-        return finish(request, appliance, recipe, fold, network, progress, [recipe.seed])
+        return finish(request.folder, appliance, recipe, fold, network, progress, [recipe.seed])
     except EXPECTED as error:
         raise RunError(str(error)) from error
     except ValueError as error:
@@ -101,14 +101,14 @@ def sample_indices(network: SequenceModel, window: int) -> dict[Attribution, int
     return {Attribution.FINAL: window // 2, Attribution.PROVISIONAL: window - 1 - PROVISIONAL_LOOK_AHEAD}
 
 
-def prepare(request: RunRequest) -> None:
+def prepare(folder: Path, restart: bool) -> None:
     """Makes room in the folder, or raises `RunError` when it holds a finished run."""
-    if (request.folder / "registry.json").exists() and not request.restart:
-        raise RunError(f"{request.folder} holds a finished run; give another folder, or --restart to replace it")
-    if request.restart:
+    if (folder / "registry.json").exists() and not restart:
+        raise RunError(f"{folder} holds a finished run; give another folder, or --restart to replace it")
+    if restart:
         for name in ("registry.json", CHECKPOINT_NAME, LOG_NAME):
-            (request.folder / name).unlink(missing_ok=True)
-    request.folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _train(request: RunRequest, appliance: Appliance, recipe: Recipe, fold: Fold, progress: Progress) -> SequenceModel:
@@ -126,7 +126,7 @@ def _train(request: RunRequest, appliance: Appliance, recipe: Recipe, fold: Fold
 
 
 def finish(
-    request: RunRequest,
+    folder: Path,
     appliance: Appliance,
     recipe: Recipe,
     fold: Fold,
@@ -140,15 +140,15 @@ def finish(
     for attribution, decision in decisions.items():
         decision.apply(network.readout(attribution))
     thresholds = {attribution: decision.state_threshold for attribution, decision in decisions.items()}
-    homes = [("unseen_home", fold.test)] if fold.test is not None else []
-    homes += [("held_out_month" if fold.test is None else "seen_home", home) for home in fold.seen_tests]
+    homes = [(UNSEEN_HOME, fold.test)] if fold.test is not None else []
+    homes += [(HELD_OUT_MONTH if fold.test is None else SEEN_HOME, home) for home in fold.seen_tests]
     tests = []
     for kind, home in homes:
         outputs = outputs_on(network, home, appliance, recipe.window, indices, progress)
         reports = report_both(network, outputs, thresholds, appliance)
         tests.append(test_json(kind, home, reports))
         if home is homes[0][1]:
-            _draw(request.folder, appliance, network, home, outputs, reports)
+            _draw(folder, appliance, network, home, outputs, reports)
     metrics: dict[str, Any] = {
         "on_threshold_w": appliance.on_threshold_w,
         "answers": {
@@ -182,8 +182,8 @@ def finish(
         TrainingSource(home.recording.home, home.first_day, home.last_day, _whose(home.recording))
         for home in fold.training
     )
-    entry = export(network, appliance, recipe, indices, request.folder, training_data, metrics)
-    (request.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+    entry = export(network, appliance, recipe, indices, folder, training_data, metrics)
+    (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
     return entry
 
 
@@ -252,7 +252,7 @@ def report_both(
 
 
 def test_json(kind: str, home: Home, reports: Mapping[Attribution, HomeReport]) -> dict[str, Any]:
-    """What the registry keeps of one test; `kind` is one of `TEST_KINDS`."""
+    """What the registry keeps of one test; `kind` is one of those in `models.figures`."""
     return {
         "kind": kind,
         "home": home.recording.home,

@@ -91,7 +91,7 @@ class BatchSampler:
         self._power = {name: np.concatenate([home.appliances_w[name] for home in homes]) for name in self._names}
         measured = np.concatenate([home.aggregate_w for home in homes])
         residual = np.maximum(measured - sum(self._power.values()), 0.0).astype(np.float32)
-        short = [power for name, power in self._power.items() if not self._long(name)]
+        short = [power for name, power in self._power.items() if not find_appliance(name).has_programme]
         self._residual = without_leftovers(residual, short)
         self._mains = self._residual + sum(self._power.values())
         states = {
@@ -143,7 +143,7 @@ class BatchSampler:
             starts = self._mixed_starts(name, size, share_active=0.6 if is_target else 0.5)
             centre = self.window // 2
             stretch = np.ones((size, 1), dtype=np.float32)
-            if self._long(name):
+            if find_appliance(name).has_programme:
                 stretch = self._log_uniform(STRETCH_FACTORS.get(name, DEFAULT_STRETCH_FACTORS), size)
             offsets = centre + (np.arange(self.window) - centre) * stretch
             positions = np.clip(np.rint(starts[:, None] + offsets).astype(np.int64), 0, self._mains.size - 1)
@@ -167,7 +167,7 @@ class BatchSampler:
         size = power_w.shape[0]
         low, high = POWER_FACTORS.get(name, DEFAULT_POWER_FACTORS)
         factor = self._rng.uniform(low, high, (size, 1)).astype(np.float32)
-        if not self._long(name):
+        if not find_appliance(name).has_programme:
             return power_w * factor
         return np.where(power_w < LOW_POWER_W, power_w * self._log_uniform(LOW_POWER_FACTORS, size), power_w * factor)
 
@@ -175,11 +175,6 @@ class BatchSampler:
         """Factors [size, 1] between the bounds, halving as likely as doubling."""
         least, most = (float(np.log(bound)) for bound in bounds)
         return np.exp(self._rng.uniform(least, most, (size, 1))).astype(np.float32)
-
-    @staticmethod
-    def _long(name: str) -> bool:
-        """True for machines with programmes: their phases stretch; a kettle's minute does not."""
-        return find_appliance(name).min_on_s >= 600.0
 
     def _usable_starts(self, homes: Sequence[Home]) -> IntArray:
         usable: list[IntArray] = []
