@@ -16,6 +16,7 @@ import numpy.typing as npt
 from models.appliances import Appliance
 from models.appliances import appliance as find_appliance
 from models.training.labels import on_state, runs
+from models.training.meters import with_agreeing_meters
 from models.training.recordings import SAMPLE_PERIOD_S, Home
 
 FloatArray = npt.NDArray[np.float32]
@@ -36,35 +37,6 @@ DEFAULT_STRETCH_FACTORS = (0.8, 1.25)
 POWER_FACTORS = {"microwave": (0.65, 1.5), "kettle": (0.75, 1.2)}
 DEFAULT_POWER_FACTORS = (0.85, 1.12)
 """Rated powers differ: UK kettles 2.2 to 3.1 kW and microwaves 0.8 to 1.7 kW at the plug, heaters less."""
-LEFTOVER_SHARE = 0.35
-"""A rise of the residual by less than this share of an appliance's power while it is on is what its sub-meter missed;
-by more, another load."""
-LEFTOVER_MIN_W = 50.0
-"""Above what a plug draws in standby."""
-LEFTOVER_EDGE = 5
-"""Samples on either side whose median is the residual without it."""
-
-
-def without_leftovers(residual_w: FloatArray, powers_w: Sequence[FloatArray]) -> FloatArray:
-    """The mains that no sub-meter explains, [n], without what sub-meters missed of short activations, W.
-
-    In REFIT the mains rise by some 200 W more than a kettle's or microwave's sub-meter says while it is on (both are
-    read every few seconds, not at once): median rise of the residual +193 and +244 W (kettle), +224 and +178 W
-    (microwave) in House 2 and House 20. In UK-DALE House 2 it is -39 and +18 W. A network that learns from such mains
-    learns to report a tenth less than a kettle draws.
-    """
-    cleaned = residual_w.copy()
-    for power_w in powers_w:
-        for start, end in runs(power_w >= LEFTOVER_MIN_W):
-            first, last = start - 1, end + 1
-            if first < LEFTOVER_EDGE or last + LEFTOVER_EDGE > residual_w.size:
-                continue
-            before = np.median(residual_w[first - LEFTOVER_EDGE : first])
-            after = np.median(residual_w[last : last + LEFTOVER_EDGE])
-            between = np.linspace(before, after, last - first, dtype=np.float32)
-            small = residual_w[first:last] - between < LEFTOVER_SHARE * power_w[start:end].max()
-            cleaned[first:last] = np.where(small, between, residual_w[first:last])
-    return cleaned
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +61,8 @@ class BatchSampler:
             raise ValueError(f"not every training home has a {target.appliance_id}")
         self._valid = np.concatenate([home.valid for home in homes])
         self._power = {name: np.concatenate([home.appliances_w[name] for home in homes]) for name in self._names}
-        measured = np.concatenate([home.aggregate_w for home in homes])
-        residual = np.maximum(measured - sum(self._power.values()), 0.0).astype(np.float32)
-        short = [power for name, power in self._power.items() if not find_appliance(name).has_programme]
-        self._residual = without_leftovers(residual, short)
-        self._mains = self._residual + sum(self._power.values())
+        self._mains = np.concatenate([with_agreeing_meters(home).aggregate_w for home in homes])
+        self._residual = np.maximum(self._mains - sum(self._power.values()), 0.0).astype(np.float32)
         states = {
             name: np.concatenate(
                 [on_state(home.appliances_w[name], find_appliance(name), SAMPLE_PERIOD_S) for home in homes]
@@ -126,10 +95,11 @@ class BatchSampler:
         starts = self._mixed_starts(self.target.appliance_id, size, share_active=0.6)
         positions = starts[:, None] + np.arange(self.window)
         factor = self._rng.uniform(0.9, 1.1, (size, 1)).astype(np.float32)
+        power = self._power[self.target.appliance_id][positions] * factor
         return (
             np.clip(self._mains[positions] * factor, 0.0, self.target.mains_clip_w),
-            self._power[self.target.appliance_id][positions] * factor,
-            self._state[positions],
+            power,
+            self._state_of(power, positions),
             self._valid[positions].astype(np.float32),
         )
 
@@ -149,7 +119,7 @@ class BatchSampler:
             positions = np.clip(np.rint(starts[:, None] + offsets).astype(np.int64), 0, self._mains.size - 1)
             power = self._varied(name, self._power[name][positions])
             if is_target:
-                target_w, state = power, self._state[positions]
+                target_w, state = power, self._state_of(power, positions)
             if name in APPARENT_FACTORS:
                 power = np.where(power < LOW_POWER_W, power * self._log_uniform(APPARENT_FACTORS[name], size), power)
             if not is_target:
@@ -162,6 +132,16 @@ class BatchSampler:
             state,
             self._valid[background].astype(np.float32),
         )
+
+    def _state_of(self, power_w: FloatArray, positions: IntArray) -> FloatArray:
+        """The target's state at a power that was varied, [b, W] like its arguments.
+
+        A 2.3 kW kettle is on in a minute of which it boils 52 s, a 3 kW one from 40 s: a state taken from before the
+        power was varied teaches the wrong threshold. A programme's state hardly depends on its power.
+        """
+        if self.target.has_programme:
+            return self._state[positions]
+        return (power_w >= self.target.on_threshold_w).astype(np.float32)
 
     def _varied(self, name: str, power_w: FloatArray) -> FloatArray:
         size = power_w.shape[0]
