@@ -193,3 +193,24 @@ class StoreStatus:
     records_total: int
     failures_total: int
     largest_commit: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaUse:
+    """Requests that one ingress replica has granted to one key and not reported before.
+
+    `quota`: which quota, as in `RateLimit-Policy` ("user", "ip"). `key`: whose, already hashed. `used` may be 0: then
+    only the state is asked.
+    """
+
+    quota: str
+    key: str
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaState:
+    """What all replicas together have left for one key, and the seconds until it is more."""
+
+    remaining: int
+    reset_after_s: float

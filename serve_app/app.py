@@ -2,6 +2,7 @@
 
 client -> Ingress -> one ApplianceModel deployment per appliance, named by it
                   -> Persistence
+                  -> Coordinator (afterwards: quotas; operators' questions to every ingress)
 Every deployment's limits stand in serve_config.yaml; here is only who talks to whom.
 """
 
@@ -13,12 +14,13 @@ from ray import serve
 from ray.serve import Application, Deployment
 
 from deployments.appliance import ApplianceModel
+from deployments.coordinator import Coordinator
 from deployments.persistence import Persistence
 from serve_app.ingress import Ingress
 from serve_app.settings import load_settings
 
 ApplianceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-RESERVED_NAMES = frozenset({"ingress", "persistence"})
+RESERVED_NAMES = frozenset({"ingress", "persistence", "coordinator"})
 
 
 class AppArgs(BaseModel):
@@ -45,6 +47,9 @@ def build(args: AppArgs) -> Application:
         for name in names
     }
     persistence = Persistence.options(name="persistence").bind(settings.store_config())
+    coordinator: Deployment = serve.deployment(name="coordinator")(Coordinator)
     ingress: Deployment = serve.deployment(name="ingress")(Ingress)
-    application: Application = ingress.bind(appliances, persistence, registry_path=args.registry_path)
+    application: Application = ingress.bind(
+        appliances, persistence, coordinator.bind(settings.requests_per_minute), registry_path=args.registry_path
+    )
     return application

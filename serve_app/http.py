@@ -11,15 +11,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from serve_app.access.address_limit import AddressLimitMiddleware
+from serve_app.access.client_address import ClientAddresses
 from serve_app.bodies import json_pointer
-from serve_app.middleware import BodyLimitMiddleware, RequestContextMiddleware, context_of
+from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, context_of
 from serve_app.problems import FieldError, Problem, Problems, from_framework_status, problem_response
-from serve_app.routes import health, inference, models
+from serve_app.request_limits import RequestLimitMiddleware
+from serve_app.routes import admin, health, inference, models
 from serve_app.services import Services
 from serve_app.settings import Environment
 
 BODY_LIMIT_BYTES = 256 * 1024
 API_PREFIX = "/api"
+ALLOWED_HEADERS = [
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "X-Admin-Token",
+    "X-Request-ID",
+    "traceparent",
+]
 EXPOSED_HEADERS = [
     "RateLimit",
     "RateLimit-Policy",
@@ -28,6 +39,7 @@ EXPOSED_HEADERS = [
     "Server-Timing",
     "X-Request-ID",
 ]
+PROBE_PATHS = ("/live", "/ready", "/health")
 Background = Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -39,36 +51,43 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         async with background():
             yield
 
-    production = services.settings.env is Environment.PRODUCTION
+    settings = services.settings
+    with_docs = settings.expose_docs or settings.env is not Environment.PRODUCTION
     app = FastAPI(
         title="nilm-serve",
         description="Per-appliance power from mains power; every acknowledged prediction is stored.",
         lifespan=lifespan,
-        docs_url=None if production else "/docs",
+        docs_url=DOCS_PATH if with_docs else None,
         redoc_url=None,
-        openapi_url=None if production else "/openapi.json",
+        openapi_url="/openapi.json" if with_docs else None,
         redirect_slashes=False,  # the redirect's address would come from the Host header; a wrong path is a 404
     )
     app.state.services = services
-    for router in (inference.router, models.router, health.router):
+    for router in (inference.router, models.router, admin.router, health.router):
         app.include_router(router)
         app.include_router(router, prefix=API_PREFIX, include_in_schema=False)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, limit_bytes=BODY_LIMIT_BYTES)
+    app.add_middleware(
+        AddressLimitMiddleware,
+        quotas=services.quotas,
+        addresses=ClientAddresses(settings.trusted_proxy_list),
+        exempt_paths=frozenset(prefix + path for prefix in ("", API_PREFIX) for path in PROBE_PATHS),
+    )
+    app.add_middleware(RequestLimitMiddleware, body_limit_bytes=BODY_LIMIT_BYTES)
     app.add_middleware(
         RequestContextMiddleware,
-        timeout_s=services.settings.request_timeout_s,
+        timeout_s=settings.request_timeout_s,
         metrics=services.metrics,
         logger=services.logger,
     )
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=services.settings.cors_origin_list,
+        allow_origins=settings.cors_origin_list,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID", "traceparent"],
+        allow_headers=ALLOWED_HEADERS,
         expose_headers=EXPOSED_HEADERS,
     )
     return app

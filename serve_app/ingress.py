@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from prometheus_client import disable_created_metrics
 from ray import serve
 
 from models.registry import Registry
-from serve_app.access.tokens import TokenVerifier
+from serve_app.access.cache_control import CacheControl, CacheListener
+from serve_app.access.quotas import SharedQuotas
+from serve_app.access.wiring import build_grants, build_verifier
 from serve_app.catalogue import Catalogue
 from serve_app.http import build_http_app
 from serve_app.logs import service_logger
@@ -27,18 +29,27 @@ from serve_app.settings import load_settings
 class Ingress:
     """HTTP in front of the appliance deployments and the store. Refuses to start on unusable settings."""
 
-    def __init__(self, appliances: Mapping[str, Any], persistence: Any, registry_path: str | None = None) -> None:
+    def __init__(
+        self, appliances: Mapping[str, Any], persistence: Any, coordinator: Any, registry_path: str | None = None
+    ) -> None:
         disable_created_metrics()  # a `_created` twin of every counter would double the series for nothing
         settings = load_settings()
         logger = service_logger()
         catalogue = Catalogue(appliances, persistence, logger)
+        grants = build_grants(settings)
+        quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)
+        replica = serve.get_replica_context().replica_id.unique_id
         self._catalogue = catalogue
+        self._listener = CacheListener(coordinator, replica, grants, logger)
         self._services = Services(
             settings=settings,
-            verifier=TokenVerifier(secret=settings.supabase_jwt_secret.get_secret_value(), issuer=settings.issuer),
+            verifier=build_verifier(settings),
+            grants=grants,
+            quotas=quotas,
+            cache_control=CacheControl(coordinator),
             registry=Registry.load(Path(registry_path) if registry_path else None),
             catalogue=catalogue,
-            predictor=Predictor(appliances=appliances, persistence=persistence, catalogue=catalogue),
+            predictor=Predictor(appliances=appliances, persistence=persistence, catalogue=catalogue, grants=grants),
             metrics=HttpMetrics(),
             logger=logger,
         )
@@ -49,10 +60,15 @@ class Ingress:
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
-        poll = asyncio.create_task(self._catalogue.run())
+        # Not waited for: a provider that hangs must not keep this replica from starting; readiness tells meanwhile.
+        works = (self._catalogue.run(), self._listener.run(), self._services.verifier.start())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield
         finally:
-            poll.cancel()
-            with suppress(asyncio.CancelledError):
-                await poll
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._services.quotas.close()
+            await self._services.verifier.aclose()
+            await self._services.grants.aclose()

@@ -1,6 +1,7 @@
-"""Pure ASGI middleware: request context (id, trace, access log, last-resort 500) and the body limit.
+"""Pure ASGI middleware: request context (id, trace, quota headers, access log, last-resort 500).
 
-Order, outermost first: CORS (so that every refusal carries it), request context, body limit, routes.
+Order, outermost first: CORS (so that every refusal carries it), request context, size and time limits, quota of the
+client's address, routes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import cast
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.access.quotas import Verdict, policy_header, state_header
 from serve_app.metrics import HttpMetrics
 from serve_app.problems import Problem, Problems, problem_response
 
@@ -27,7 +29,13 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "cross-origin",
 }
+"""Replies are data: no browser may run, frame or sniff them. Which origins may read them is CORS' business."""
+DOCS_PATH = "/docs"
+"""The one page that runs scripts; closed in production unless asked for."""
 
 
 @dataclass(slots=True)
@@ -42,6 +50,8 @@ class RequestContext:
     problem_code: str | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+    """Of the quotas this request was counted against."""
 
     def remaining_s(self) -> float:
         """Seconds until the deadline, never negative."""
@@ -89,8 +99,12 @@ class RequestContextMiddleware:
                 reply["traceparent"] = f"00-{context.trace_id}-{secrets.token_hex(8)}-01"
                 if context.stages_ms:
                     reply["Server-Timing"] = context.server_timing()
+                if context.verdicts:
+                    reply["RateLimit-Policy"] = policy_header(context.verdicts)
+                    reply["RateLimit"] = state_header(context.verdicts)
                 for name, value in SECURITY_HEADERS.items():
-                    reply.setdefault(name, value)
+                    if name != "Content-Security-Policy" or scope["path"] != DOCS_PATH:
+                        reply.setdefault(name, value)
             await send(message)
 
         try:
@@ -140,58 +154,3 @@ def _new_context(headers: Headers, timeout_s: float) -> RequestContext:
     trace = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
     trace_id = trace.group(1) if trace else secrets.token_hex(16)
     return RequestContext(request_id=request_id, trace_id=trace_id, deadline_s=time.time() + timeout_s)
-
-
-class BodyLimitMiddleware:
-    """Refuses bodies over `limit_bytes`, counted on the wire: a chunked body has no length to trust."""
-
-    def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
-        self._app = app
-        self._limit_bytes = limit_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._limit_bytes:
-            await self._refuse(scope, receive, send)
-            return
-        received = 0
-        started = False
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._limit_bytes:
-                    raise _BodyTooLarge
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, counted, watched)
-        except _BodyTooLarge:
-            if started:
-                raise
-            await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context = context_of(scope)
-        context.problem_code = Problems.BODY_TOO_LARGE.value.code
-        problem = Problem(
-            Problems.BODY_TOO_LARGE,
-            f"The body is larger than {self._limit_bytes} bytes.",
-            headers={"Connection": "close"},
-        )
-        response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
-        await response(scope, receive, send)
-
-
-class _BodyTooLarge(Exception):
-    """Raised inside the body stream; never leaves the middleware."""

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import math
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from deployments.contracts import Inference, Persisted, PredictionPoint, RecordSet, WindowKw
 from models.attribution import Attribution
 from models.signal import W_PER_KW
+from serve_app.access.grants import GrantCache, Grants
 from serve_app.access.principal import Principal
 from serve_app.catalogue import Catalogue
 from serve_app.disaggregation import WindowPlan, plan_windows, reconcile
@@ -46,16 +47,20 @@ class Predictor:
     appliances: Mapping[str, Any]
     persistence: Any
     catalogue: Catalogue
+    grants: GrantCache
     # The loop itself keeps tasks only weakly: one whose client hung up would have no other owner.
     writes: set[asyncio.Task[Persisted]] = field(default_factory=set)
 
     async def infer(self, body: InferRequest, principal: Principal, context: RequestContext) -> InferResponse:
         """One appliance. Raises Problem; returns only when the prediction is durable."""
-        _check_building(principal, body.building_id)
+        grants = await self._building_grants(principal, body.building_id, context)
         handle = self.appliances.get(body.appliance_id)
         if handle is None:
             detail = f"Served are: {', '.join(self.appliances)}."
             raise Problem(Problems.UNKNOWN_APPLIANCE, detail, [FieldError("/appliance_id", "unknown appliance")])
+        if not grants.appliances_of(body.building_id, (body.appliance_id,)):
+            detail = "This building has no such appliance, or it is not yours to see."
+            raise Problem(Problems.FORBIDDEN_APPLIANCE, detail, [FieldError("/appliance_id", "not granted")])
         window = np.asarray(body.window, dtype=np.float32)
         window_end = body.window_end()
         inference = await _timed(context, "infer", run_window(handle, window, body.attribution, context.deadline_s))
@@ -84,8 +89,14 @@ class Predictor:
     async def disaggregate(
         self, body: DisaggregateRequest, principal: Principal, context: RequestContext
     ) -> DisaggregateResponse:
-        """Every appliance at one instant, reconciled with the mains, stored as one record set. Raises Problem."""
-        _check_building(principal, body.building_id)
+        """The building's appliances at one instant, reconciled with the mains, stored as one record set.
+
+        Raises Problem.
+        """
+        grants = await self._building_grants(principal, body.building_id, context)
+        allowed = grants.appliances_of(body.building_id, self.catalogue.appliance_ids)
+        if not allowed:
+            raise Problem(Problems.FORBIDDEN_APPLIANCE, "No appliance of this building is served and yours to see.")
         window = np.asarray(body.window, dtype=np.float32)
         window_end = body.window_end()
         plan = plan_windows(self.catalogue.last_known(), body.attribution)
@@ -95,7 +106,7 @@ class Predictor:
             detail = f"The window must hold exactly {plan.input_window_size} samples of {plan.sample_period_s:g} s."
             raise Problem(Problems.WINDOW_LENGTH, detail, [FieldError("/window", detail)])
         models_until_s = time.time() + context.remaining_s() * MODELS_SHARE
-        answers = await _timed(context, "infer", self._fan_out(plan, window, body.attribution, models_until_s))
+        answers = await _timed(context, "infer", self._fan_out(plan, allowed, window, body.attribution, models_until_s))
         if not answers:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
         instant = _sample_time(window_end, len(window), plan.output_sample_index, plan.sample_period_s)
@@ -124,13 +135,27 @@ class Predictor:
                 )
                 for appliance, kw in shares.appliances_kw.items()
             ],
-            unavailable=[a for a in self.catalogue.appliance_ids if a not in answers],
+            unavailable=[a for a in allowed if a not in answers],
         )
 
+    async def _building_grants(self, principal: Principal, building_id: str, context: RequestContext) -> Grants:
+        started = time.perf_counter()
+        grants = await self.grants.grants(principal, context.remaining_s())
+        context.stages_ms["auth"] = context.stages_ms.get("auth", 0.0) + (time.perf_counter() - started) * 1000
+        if not grants.may_use(building_id):
+            detail = "Your account does not grant this building."
+            raise Problem(Problems.FORBIDDEN_BUILDING, detail, [FieldError("/building_id", "not granted")])
+        return grants
+
     async def _fan_out(
-        self, plan: WindowPlan, window: WindowKw, attribution: Attribution, deadline_s: float
+        self,
+        plan: WindowPlan,
+        allowed: Sequence[str],
+        window: WindowKw,
+        attribution: Attribution,
+        deadline_s: float,
     ) -> dict[str, Inference]:
-        names = list(plan.slices)
+        names = [name for name in plan.slices if name in allowed]
         calls = [run_window(self.appliances[a], window[plan.slices[a]], attribution, deadline_s) for a in names]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         answers: dict[str, Inference] = {}
@@ -159,15 +184,6 @@ async def _timed(context: RequestContext, stage: str, work: Any) -> Any:
         return await work
     finally:
         context.stages_ms[stage] = (time.perf_counter() - started) * 1000
-
-
-def _check_building(principal: Principal, building_id: str) -> None:
-    if not principal.may_use(building_id):
-        raise Problem(
-            Problems.FORBIDDEN_BUILDING,
-            "Your token does not grant this building.",
-            [FieldError("/building_id", "not granted")],
-        )
 
 
 def _interval_kw(

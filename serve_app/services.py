@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import cast
 
 from starlette.requests import Request
 
 from models.registry import Registry
-from serve_app.access.principal import Principal
+from serve_app.access.cache_control import CacheControl
+from serve_app.access.grants import GrantCache
+from serve_app.access.quotas import SharedQuotas
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
 from serve_app.metrics import HttpMetrics
@@ -25,6 +26,9 @@ class Services:
 
     settings: Settings
     verifier: TokenVerifier
+    grants: GrantCache
+    quotas: SharedQuotas
+    cache_control: CacheControl
     registry: Registry
     catalogue: Catalogue
     predictor: Predictor
@@ -40,13 +44,3 @@ def services_of(request: Request) -> Services:
 def context_from(request: Request) -> RequestContext:
     """FastAPI dependency: this request's id, trace, deadline."""
     return context_of(request.scope)
-
-
-def authenticated(request: Request) -> Principal:
-    """FastAPI dependency: the verified caller. Raises Problem 401."""
-    started = time.perf_counter()
-    principal = services_of(request).verifier.principal(request.headers.get("authorization"))
-    context = context_of(request.scope)
-    context.user_id = principal.user_id
-    context.stages_ms["auth"] = (time.perf_counter() - started) * 1000
-    return principal

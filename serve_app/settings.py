@@ -14,10 +14,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.stores import StoreConfig
+from serve_app.access.client_address import ClientAddresses
+from serve_app.access.quotas import IP_QUOTA, USER_QUOTA
+from serve_app.access.tokens import MIN_SECRET_BYTES
 
 DEVELOPMENT_ISSUER = "nilm-development"
-MIN_SECRET_BYTES = 32
-"""RFC 7518, 3.2: an HS256 key has at least the size of the hash output, 256 bits."""
 
 _PLACEHOLDER = re.compile(
     r"change.?me|placeholder|(^|//)your[-_ ]|(^|//)<.*>|^x{3,}$|\bexample\.(com|org|net)\b|^(secret|password|todo)$",
@@ -51,11 +52,22 @@ class Settings(BaseSettings):
     """Folder of the embedded store."""
     supabase_url: str = ""
     """Base URL of the identity provider; tokens must be issued by `<url>/auth/v1`."""
-    supabase_anon_key: SecretStr = SecretStr("")
+    supabase_service_role_key: SecretStr = SecretStr("")
+    """The server-side key that reads grants and roles; it passes by row-level security, so it never leaves us."""
     supabase_jwt_secret: SecretStr = SecretStr("")
-    """Shared key of HS256 tokens, at least 32 bytes."""
+    """Shared key of HS256 tokens, at least 32 bytes. Empty: only tokens signed with the provider's published keys."""
     admin_token: SecretStr = SecretStr("")
     """Second factor of admin routes and the scrape credential of /metrics."""
+    expose_docs: bool = False
+    """Serve /docs and /openapi.json in production too."""
+    rate_limit_per_user: int = Field(default=60, ge=1, le=1_000_000)
+    """Requests a minute of one authenticated user, over all ingress replicas."""
+    rate_limit_per_ip: int = Field(default=120, ge=1, le=1_000_000)
+    """Requests a minute of one client address (IPv6: of one /64), before authentication."""
+    trusted_proxies: str = ""
+    """Comma-separated addresses or networks whose X-Forwarded-For is believed."""
+    redis_url: SecretStr = SecretStr("")
+    """Set: quotas are counted in Redis. Empty: in the coordinator deployment's memory."""
     cors_origins: str = ""
     """Comma-separated origins of browsers that may call; `*` is refused in production."""
     influx_url: str = ""
@@ -74,6 +86,13 @@ class Settings(BaseSettings):
             raise ValueError("must be an http:// or https:// URL")
         return value.rstrip("/")
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not re.match(r"rediss?://[^\s/]", value.get_secret_value()):
+            raise ValueError("must be a redis:// or rediss:// URL")
+        return value
+
     @property
     def issuer(self) -> str:
         """The only `iss` a token may carry."""
@@ -83,6 +102,16 @@ class Settings(BaseSettings):
     def cors_origin_list(self) -> list[str]:
         """Allowed origins, without blanks."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @property
+    def trusted_proxy_list(self) -> list[str]:
+        """Addresses and networks of `TRUSTED_PROXIES`, without blanks."""
+        return [entry.strip() for entry in self.trusted_proxies.split(",") if entry.strip()]
+
+    @property
+    def requests_per_minute(self) -> dict[str, int]:
+        """The quotas by name."""
+        return {USER_QUOTA: self.rate_limit_per_user, IP_QUOTA: self.rate_limit_per_ip}
 
     def store_config(self) -> StoreConfig:
         """Which store to open: InfluxDB when INFLUX_URL is set, else SQLite in the data folder."""
@@ -114,7 +143,12 @@ def load_settings() -> Settings:
 def _faults(settings: Settings) -> list[str]:
     faults = []
     secret = settings.supabase_jwt_secret.get_secret_value()
-    required: dict[str, str] = {"SUPABASE_JWT_SECRET": secret}
+    required: dict[str, str] = {}
+    if settings.supabase_url or settings.env is Environment.PRODUCTION:
+        required["SUPABASE_SERVICE_ROLE_KEY"] = settings.supabase_service_role_key.get_secret_value()
+    else:
+        # Without an identity provider the shared secret is the only key there is.
+        required["SUPABASE_JWT_SECRET"] = secret
     if settings.influx_url:
         required |= {
             "INFLUX_TOKEN": settings.influx_token.get_secret_value(),
@@ -123,11 +157,14 @@ def _faults(settings: Settings) -> list[str]:
     if settings.env is Environment.PRODUCTION:
         required |= {
             "SUPABASE_URL": settings.supabase_url,
-            "SUPABASE_ANON_KEY": settings.supabase_anon_key.get_secret_value(),
             "ADMIN_TOKEN": settings.admin_token.get_secret_value(),
             "CORS_ORIGINS": settings.cors_origins,
         }
-    placeholders = required | {"INFLUX_URL": settings.influx_url}
+    placeholders = required | {
+        "SUPABASE_JWT_SECRET": secret,
+        "INFLUX_URL": settings.influx_url,
+        "REDIS_URL": settings.redis_url.get_secret_value(),
+    }
     faults += [f"{name} is missing" for name, value in required.items() if not value]
     if settings.env is Environment.PRODUCTION:
         faults += [
@@ -137,6 +174,10 @@ def _faults(settings: Settings) -> list[str]:
         ]
         if "*" in settings.cors_origin_list:
             faults.append("CORS_ORIGINS must name origins, not *")
+    try:
+        ClientAddresses(settings.trusted_proxy_list)
+    except ValueError as error:
+        faults.append(f"TRUSTED_PROXIES: {error}")
     if secret and len(secret.encode()) < MIN_SECRET_BYTES:
         faults.append(f"SUPABASE_JWT_SECRET is shorter than {MIN_SECRET_BYTES} bytes")
     return faults

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jwt
+
+from serve_app.access.principal import Role
 
 SECRET_VARIABLE = "SUPABASE_JWT_SECRET"  # noqa: S105 - the variable's name, not a secret
 SECRET_FILE_NAME = "dev-secret"  # noqa: S105 - a file name
@@ -20,12 +21,10 @@ SECRET_BYTES = 48
 """384 random bits: more than HS256's own 256, so the secret is never the weakest part."""
 
 
-def mint_development_token(
-    secret: str, user_id: str, minutes: int, issuer: str, buildings: Sequence[str] | None = None
-) -> str:
-    """An HS256 access token shaped like Supabase's, valid from now for `minutes`.
+def mint_development_token(secret: str, user_id: str, minutes: int, issuer: str, role: Role | None = None) -> str:
+    """An HS256 access token shaped like Supabase's, valid from now for `minutes`; `role` is `app_metadata.role`.
 
-    `buildings` becomes `app_metadata.buildings`; None leaves the claim out, an empty sequence grants nothing.
+    It says who the caller is. What the caller may use is in the development grants file.
     """
     if minutes < 1:
         raise ValueError("a token must be valid for at least one minute")
@@ -38,8 +37,8 @@ def mint_development_token(
         "iat": issued_at,
         "exp": issued_at + minutes * 60,
     }
-    if buildings is not None:
-        claims["app_metadata"] = {"buildings": list(buildings)}
+    if role is not None:
+        claims["app_metadata"] = {"role": str(role)}
     return jwt.encode(claims, secret, algorithm="HS256")
 
 

@@ -12,6 +12,8 @@ import httpx
 from rich.console import Console
 
 from serve_app.access.development import SECRET_VARIABLE, mint_development_token, write_private_file
+from serve_app.access.development_grants import grant_development_access
+from serve_app.access.grants import GrantSourceError
 from serve_app.cli.cluster import RayCluster
 from serve_app.cli.first_request import DEMO_BUILDING, write_first_request
 from serve_app.cli.preflight import ServeConfig
@@ -19,6 +21,7 @@ from serve_app.settings import token_issuer
 
 TOKEN_MINUTES = 8 * 60
 """A working day: the printed curl line should not expire between two cups of tea."""
+DEMO_USER = "demo-user"
 SHELL_FILE_NAME = "serve-env.sh"
 
 
@@ -57,13 +60,13 @@ def announce(
 
 
 def _first_request(config: ServeConfig, cluster: RayCluster) -> list[str]:
-    token = mint_development_token(
-        os.environ[SECRET_VARIABLE],
-        "demo-user",
-        TOKEN_MINUTES,
-        token_issuer(os.environ.get("SUPABASE_URL")),
-        [DEMO_BUILDING],
-    )
+    issuer = token_issuer(os.environ.get("SUPABASE_URL"))
+    token = mint_development_token(os.environ[SECRET_VARIABLE], DEMO_USER, TOKEN_MINUTES, issuer)
+    try:
+        grant_development_access(cluster.data_dir, DEMO_USER, [DEMO_BUILDING])
+    except GrantSourceError as error:
+        # The service runs and refuses everyone until the file is mended; that is what the developer must read.
+        return [f"  No grants    {error}"]
     lines = [f"  Token        {token}", ""]
     try:
         request = write_first_request(cluster.data_dir, config.local_url, token)

@@ -23,6 +23,8 @@ from rich.table import Table
 
 from models.signal import W_PER_KW
 from serve_app.access.development import mint_development_token, read_development_secret
+from serve_app.access.development_grants import grant_development_access
+from serve_app.access.grants import GrantSourceError
 from serve_app.demo.client import Contract, ServiceClient, is_loopback
 from serve_app.demo.errors import DemoError, ServiceError
 from serve_app.demo.household import SAMPLE_PERIOD_S, synthetic_household
@@ -199,7 +201,11 @@ def _development_token(options: Options) -> str:
     if options.rate.strip().lower() != "max":  # a slow replay outlives the usual token
         minutes = min(_MAX_TOKEN_MINUTES, max(minutes, round(options.hours * 60 + 60)))
     issuer = token_issuer(os.environ.get("SUPABASE_URL"))
-    return mint_development_token(secret, DEVELOPMENT_USER, minutes, issuer, [options.building_id])
+    try:
+        grant_development_access(options.data_dir, DEVELOPMENT_USER, [options.building_id])
+    except (ValueError, GrantSourceError) as error:
+        raise DemoError(f"The building cannot be granted: {error}.") from None
+    return mint_development_token(secret, DEVELOPMENT_USER, minutes, issuer)
 
 
 def _summarise(console: Console, results: Results, out: Path) -> None:

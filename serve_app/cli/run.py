@@ -41,6 +41,8 @@ from serve_app.cli.service_logs import LogFollower
 from serve_app.settings import SettingsError, load_settings
 
 POLL_S = 0.3
+DEVELOPMENT_LIMITS = {"RATE_LIMIT_PER_USER": "6000", "RATE_LIMIT_PER_IP": "12000"}
+"""A developer alone replays days of recordings within minutes. Set them to meet production's."""
 DRAIN_TIMEOUT_S = 45.0
 """Serve gives its controller 30 s to stop every replica; a little longer, so that its verdict is heard."""
 FAILURE_GRACE_S = 3.0
@@ -112,6 +114,8 @@ def _check_settings(data_dir: Path, production: bool) -> None:
     os.environ["NILM_DATA_DIR"] = str(data_dir)
     if not production:
         os.environ[SECRET_VARIABLE] = ensure_development_secret(data_dir)
+        for name, value in DEVELOPMENT_LIMITS.items():
+            os.environ.setdefault(name, value)
     load_settings()
 
 

@@ -14,6 +14,9 @@ from serve_app.access.development import (
     mint_development_token,
     read_development_secret,
 )
+from serve_app.access.development_grants import grant_development_access
+from serve_app.access.grants import GrantSourceError
+from serve_app.access.principal import Role
 from serve_app.settings import token_issuer
 
 
@@ -22,8 +25,14 @@ def token(
     minutes: Annotated[int, typer.Option(min=1, max=7 * 24 * 60, help="How long it is valid.")] = 60,
     buildings: Annotated[
         list[str] | None,
-        typer.Option("--buildings", "-b", help="Buildings the token grants; repeat it or separate by commas."),
+        typer.Option(
+            "--buildings",
+            "-b",
+            help="Grant the user these buildings, or '*' for all, and keep that in the data directory's "
+            "development-grants.json. Repeat it or separate by commas.",
+        ),
     ] = None,
+    role: Annotated[Role, typer.Option(help="Role in `app_metadata.role`.")] = Role.USER,
     data_dir: Annotated[
         Path, typer.Option(envvar="NILM_DATA_DIR", help="Data directory of the service to call.")
     ] = Path(".nilm"),
@@ -37,9 +46,15 @@ def token(
             f"No development secret: {data_dir / SECRET_FILE_NAME} does not exist and {SECRET_VARIABLE} "
             "is not set. `nilm run` makes it at its first start."
         )
-    granted = [name.strip() for entry in buildings for name in entry.split(",")] if buildings else None
     issuer = token_issuer(os.environ.get("SUPABASE_URL"))
-    typer.echo(mint_development_token(secret, user, minutes, issuer, granted))
+    if buildings:
+        if os.environ.get("SUPABASE_URL"):
+            _refuse("SUPABASE_URL is set, so buildings are granted there and not by `nilm token --buildings`.")
+        try:
+            grant_development_access(data_dir, user, [name.strip() for entry in buildings for name in entry.split(",")])
+        except (ValueError, GrantSourceError) as error:
+            _refuse(f"--buildings: {error}")
+    typer.echo(mint_development_token(secret, user, minutes, issuer, role if role is not Role.USER else None))
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import hmac
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serve_app import metrics
+from serve_app.access.scopes import Public, Requires, Scope
 from serve_app.schemas import ProblemDocument
-from serve_app.services import Services, authenticated, services_of
+from serve_app.services import Services, services_of
 from serve_app.settings import Environment
 
 router = APIRouter(tags=["health"])
-UNAUTHORIZED: dict[int | str, dict[str, Any]] = {401: {"model": ProblemDocument}}
+PUBLIC = [Depends(Public())]
+REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": ProblemDocument} for status in (401, 429, 431, 503)}
 NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready; `reasons` outside production"}}
 
 
-@router.get("/live")
+@router.get("/live", dependencies=PUBLIC)
 async def live() -> dict[str, str]:
     """Process and event loop only: a failing store must not restart healthy processes."""
     return {"status": "live"}
 
 
-@router.get("/ready", responses=NOT_READY)
+@router.get("/ready", responses=NOT_READY, dependencies=PUBLIC)
 async def ready(response: Response, services: Annotated[Services, Depends(services_of)]) -> dict[str, object]:
     """True when tokens can be verified, every configured appliance is warm and the store takes writes."""
-    reasons = services.catalogue.not_ready()
+    reasons = _not_ready(services)
     if not reasons:
         return {"status": "ready"}
     response.status_code = 503
@@ -35,10 +36,10 @@ async def ready(response: Response, services: Annotated[Services, Depends(servic
     return {"status": "not_ready", **({"reasons": reasons} if _detailed(services) else {})}
 
 
-@router.get("/health")
+@router.get("/health", dependencies=PUBLIC)
 async def health(services: Annotated[Services, Depends(services_of)]) -> dict[str, object]:
     """State of the parts, for people; the detail is left out in production."""
-    reasons = services.catalogue.not_ready()
+    reasons = _not_ready(services)
     body: dict[str, object] = {"status": "ok" if not reasons else "degraded"}
     if _detailed(services):
         store = services.catalogue.store()
@@ -48,16 +49,17 @@ async def health(services: Annotated[Services, Depends(services_of)]) -> dict[st
     return body
 
 
-@router.get("/metrics", responses=UNAUTHORIZED)
-async def prometheus(request: Request, services: Annotated[Services, Depends(services_of)]) -> Response:
+@router.get("/metrics", responses=REFUSALS, dependencies=[Depends(Requires(Scope.METRICS))])
+async def prometheus(services: Annotated[Services, Depends(services_of)]) -> Response:
     """The Prometheus text format; credential: a user's token, or ADMIN_TOKEN as the bearer."""
-    authorization = request.headers.get("authorization", "")
-    admin = services.settings.admin_token.get_secret_value()
-    if not (admin and hmac.compare_digest(authorization.encode(), f"Bearer {admin}".encode())):
-        authenticated(request)
     catalogue = services.catalogue
     body = metrics.render(services.metrics, catalogue.appliances(), catalogue.store())
     return Response(body, media_type=CONTENT_TYPE_LATEST)
+
+
+def _not_ready(services: Services) -> list[str]:
+    keys = [] if services.verifier.usable else ["identity: no keys to verify tokens with"]
+    return keys + services.catalogue.not_ready()
 
 
 def _detailed(services: Services) -> bool:

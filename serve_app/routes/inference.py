@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from serve_app.access.principal import Principal
+from serve_app.access.scopes import Requires, Scope
 from serve_app.bodies import json_body, read_json
 from serve_app.middleware import RequestContext
 from serve_app.schemas import (
@@ -16,10 +17,10 @@ from serve_app.schemas import (
     InferResponse,
     ProblemDocument,
 )
-from serve_app.services import Services, authenticated, context_from, services_of
+from serve_app.services import Services, context_from, services_of
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemDocument} for status in (400, 401, 403, 404, 413, 415, 422, 503)
+    status: {"model": ProblemDocument} for status in (400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503)
 }
 router = APIRouter(tags=["inference"], responses=PROBLEM_RESPONSES)
 
@@ -27,7 +28,7 @@ router = APIRouter(tags=["inference"], responses=PROBLEM_RESPONSES)
 @router.post("/infer", openapi_extra=json_body(InferRequest))
 async def infer(
     request: Request,
-    principal: Annotated[Principal, Depends(authenticated)],
+    principal: Annotated[Principal, Depends(Requires(Scope.USER))],
     services: Annotated[Services, Depends(services_of)],
     context: Annotated[RequestContext, Depends(context_from)],
 ) -> InferResponse:
@@ -39,7 +40,7 @@ async def infer(
 @router.post("/disaggregate", openapi_extra=json_body(DisaggregateRequest))
 async def disaggregate(
     request: Request,
-    principal: Annotated[Principal, Depends(authenticated)],
+    principal: Annotated[Principal, Depends(Requires(Scope.USER))],
     services: Annotated[Services, Depends(services_of)],
     context: Annotated[RequestContext, Depends(context_from)],
 ) -> DisaggregateResponse:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends
 from models.attribution import Attribution
 from models.registry import RegistryEntry, TrainingSource
 from serve_app.access.principal import Principal
+from serve_app.access.scopes import Requires, Scope
 from serve_app.catalogue import Catalogue
 from serve_app.disaggregation import plan_windows
 from serve_app.problems import Problem, Problems
@@ -20,15 +21,17 @@ from serve_app.schemas import (
     ProblemDocument,
     ServingAppliance,
 )
-from serve_app.services import Services, authenticated, services_of
+from serve_app.services import Services, services_of
 
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ProblemDocument} for status in (401, 404)}
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemDocument} for status in (401, 404, 429, 431, 503)
+}
 router = APIRouter(tags=["models"], responses=PROBLEM_RESPONSES)
 
 
 @router.get("/models")
 async def list_models(
-    _: Annotated[Principal, Depends(authenticated)], services: Annotated[Services, Depends(services_of)]
+    _: Annotated[Principal, Depends(Requires(Scope.USER))], services: Annotated[Services, Depends(services_of)]
 ) -> ModelsResponse:
     """Every registered version, serving ones first, and the window that `/disaggregate` takes."""
     catalogue = services.catalogue
@@ -44,7 +47,7 @@ async def list_models(
 @router.get("/models/{model_id}")
 async def get_model(
     model_id: str,
-    _: Annotated[Principal, Depends(authenticated)],
+    _: Annotated[Principal, Depends(Requires(Scope.USER))],
     services: Annotated[Services, Depends(services_of)],
 ) -> list[ModelDetail]:
     """All versions of one model with their metrics and the homes they learnt from."""

@@ -20,6 +20,7 @@ import httpx
 import yaml
 
 from serve_app.access.development import mint_development_token
+from serve_app.access.development_grants import grant_development_access
 from serve_app.cli.announcement import SHELL_FILE_NAME
 from serve_app.cli.cluster import ray_token_path
 from serve_app.cli.processes import OwnedProcesses
@@ -27,6 +28,7 @@ from serve_app.cli.serve_api import ServeApi
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "integration-tests-only-" + "0" * 32
+ADMIN_TOKEN = "integration-tests-admin-token"
 READY_TIMEOUT_S = 240.0
 
 
@@ -45,7 +47,10 @@ class Service:
         return self.data_dir / "predictions.sqlite3"
 
     def token(self, *buildings: str) -> str:
-        return mint_development_token(SECRET, "tester", 60, "nilm-development", list(buildings) or ["*"])
+        # The file holds one entry a user: another set of buildings is another user.
+        user = "-".join(("tester", *buildings))
+        grant_development_access(self.data_dir, user, buildings or ("*",))
+        return mint_development_token(SECRET, user, 60, "nilm-development")
 
     def client(self, *buildings: str) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.token(*buildings)}"}
@@ -82,10 +87,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def service_config(path: Path, **args: object) -> Path:
-    """serve_config.yaml with other `args` of the application, written to `path`."""
+def service_config(path: Path, *, ingresses: int | None = None, **args: object) -> Path:
+    """serve_config.yaml with other `args` of the application, or a number of ingress replicas, written to `path`."""
     document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     document["applications"][0]["args"].update(args)
+    if ingresses is not None:
+        ingress = next(d for d in document["applications"][0]["deployments"] if d["name"] == "ingress")
+        ingress["autoscaling_config"] |= {"min_replicas": ingresses, "max_replicas": ingresses}
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path
 
@@ -104,6 +112,7 @@ def running_service(
         "ENV": "development",
         "SUPABASE_JWT_SECRET": SECRET,
         "CORS_ORIGINS": "http://app.local",
+        "ADMIN_TOKEN": ADMIN_TOKEN,
         **(environment or {}),
     }
     command = [sys.executable, "-m", "serve_app.cli.main", "run", "--config", str(config), "--port", str(port)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.service import ROOT, SECRET, Service
+from tests.integration.service import ADMIN_TOKEN, ROOT, SECRET, Service
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -29,6 +29,7 @@ def test_every_shell_block_runs(document: Path, service: Service, tmp_path: Path
         "NILM_URL": service.url,
         "SUPABASE_JWT_SECRET": SECRET,
         "TOKEN": service.token(),
+        "ADMIN_TOKEN": ADMIN_TOKEN,
     }
     environment.pop("NILM_DATA_DIR", None)
     assert blocks, f"{document.name} shows no command"

@@ -42,7 +42,7 @@ def test_infer_answers_after_the_row_is_in_the_database(service: Service) -> Non
     assert rows[0]["confidence"] == answer["confidence"]
     assert (rows[0]["building_id"], rows[0]["appliance_id"]) == ("home-1", "kettle")
     assert rows[0]["model_version"] == answer["model_version"]
-    assert rows[0]["user_id"] == "tester"
+    assert rows[0]["user_id"] == "tester-home-1"
     assert answer["attribution"] == "final"
     assert set(answer["interval_kw"]) == {"80", "90"}
     for low_kw, high_kw in answer["interval_kw"].values():

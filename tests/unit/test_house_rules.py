@@ -9,12 +9,19 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import Depends, FastAPI
 from fastapi.routing import iter_route_contexts
 
 from models.registry import Registry
+from serve_app.access.cache_control import CacheControl
+from serve_app.access.development_grants import DevelopmentGrants
+from serve_app.access.grants import GrantCache
+from serve_app.access.quotas import SharedQuotas
+from serve_app.access.scopes import Public, Requires, Scope
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
 from serve_app.http import build_http_app
@@ -34,6 +41,7 @@ MAY_IMPORT = {
 }
 RAY_MODULES = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/inference.py"}
 PUBLIC_PATHS = {f"{prefix}/{name}" for prefix in ("", "/api") for name in ("live", "ready", "health")}
+ADMIN_PATHS = {f"{prefix}/admin/cache/{name}" for prefix in ("", "/api") for name in ("invalidate", "stats")}
 
 
 def imported(tree: ast.Module, path: str) -> Iterator[str]:
@@ -149,16 +157,25 @@ def test_models_can_be_used_without_ray_or_the_web() -> None:
 
 
 @pytest.fixture(scope="module")
-def app() -> object:
+def app() -> Any:
     logger = logging.Logger("rules")
     catalogue = Catalogue({}, object(), logger)  # type: ignore[arg-type]
+    # In production, so that no page for developers is among the routes.
+    settings = Settings(env=Environment.PRODUCTION, rate_limit_per_ip=1000)
+    grants = GrantCache(DevelopmentGrants(ROOT / "no-such-file"))
+
+    async def unreported(_: object) -> tuple[()]:
+        return ()
+
     services = Services(
-        # In production, so that no page for developers is among the routes.
-        settings=Settings(env=Environment.PRODUCTION),
-        verifier=TokenVerifier(secret="s" * 40, issuer="nobody"),
+        settings=settings,
+        verifier=TokenVerifier(issuer="nobody", secret="s" * 40, keys=None),
+        grants=grants,
+        quotas=SharedQuotas(unreported, settings.requests_per_minute, logger=logger),
+        cache_control=CacheControl(None),
         registry=Registry((), ROOT),
         catalogue=catalogue,
-        predictor=Predictor(appliances={}, persistence=None, catalogue=catalogue),
+        predictor=Predictor(appliances={}, persistence=None, catalogue=catalogue, grants=grants),
         metrics=HttpMetrics(),
         logger=logger,
     )
@@ -170,22 +187,44 @@ def app() -> object:
     return build_http_app(services, nothing)
 
 
-def routes_of(routes: object) -> Iterator[tuple[str, str]]:
+def declared_scopes(dependant: Any) -> Iterator[Scope]:
+    """Every scope that a route asks for, through whatever other dependency."""
+    for dependency in dependant.dependencies:
+        if isinstance(dependency.call, Requires | Public):
+            yield dependency.call.scope
+        yield from declared_scopes(dependency)
+
+
+def scopes_by_route(app: Any) -> dict[tuple[str, str], set[Scope]]:
     """(method, path) of every route, also where the framework keeps an included router as a tree."""
-    for context in iter_route_contexts(routes):
-        for method in context.methods or {"GET"}:
-            yield method, context.path
+    return {
+        (method, context.path): set(declared_scopes(context.dependant))
+        for context in iter_route_contexts(app.router.routes)
+        for method in context.methods or {"GET"}
+    }
 
 
-async def test_every_route_but_the_probes_wants_a_token(app: object) -> None:
-    found = set(routes_of(app.router.routes))  # type: ignore[attr-defined]
-    assert {("POST", "/infer"), ("POST", "/api/disaggregate"), ("GET", "/metrics"), ("GET", "/api/models")} <= found
-    assert {path for _, path in found} >= PUBLIC_PATHS
-    transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+def test_every_route_declares_exactly_one_scope(app: Any) -> None:
+    found = scopes_by_route(app)
+    assert found.keys() >= {("POST", "/infer"), ("POST", "/api/disaggregate"), ("GET", "/api/models")}
+    assert {route for route, scopes in found.items() if len(scopes) != 1} == set()
+    assert {path for (_, path), scopes in found.items() if scopes == {Scope.PUBLIC}} == PUBLIC_PATHS
+    assert {path for (_, path), scopes in found.items() if scopes == {Scope.ADMIN}} == ADMIN_PATHS
+
+
+def test_a_route_that_declares_nothing_is_seen() -> None:
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.get("/open")(lambda: None)
+    app.get("/declared", dependencies=[Depends(Requires(Scope.USER))])(lambda: None)
+    assert scopes_by_route(app) == {("GET", "/open"): set(), ("GET", "/declared"): {Scope.USER}}
+
+
+async def test_every_route_but_the_probes_wants_a_token(app: Any) -> None:
+    transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://nilm.test") as client:
-        for method, path in sorted(found):
+        for (method, path), scopes in sorted(scopes_by_route(app).items()):
             response = await client.request(method, path.replace("{", "").replace("}", ""))
-            if path in PUBLIC_PATHS:
+            if scopes == {Scope.PUBLIC}:
                 assert response.status_code in {200, 503}, (method, path)
             else:
                 assert response.status_code == 401, (method, path)

@@ -143,7 +143,7 @@ def test_production_refuses_placeholders_by_name(folder: Path, monkeypatch: pyte
     monkeypatch.setenv("ENV", "production")
     monkeypatch.setenv("SUPABASE_JWT_SECRET", "changeme")
     monkeypatch.setenv("NILM_DATA_DIR", str(folder / "data"))
-    for name in ("SUPABASE_URL", "SUPABASE_ANON_KEY", "ADMIN_TOKEN", "CORS_ORIGINS", "INFLUX_URL"):
+    for name in ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "ADMIN_TOKEN", "CORS_ORIGINS", "INFLUX_URL"):
         monkeypatch.delenv(name, raising=False)
     result = CliRunner().invoke(app, ["run", "--config", str(folder / "serve_config.yaml"), "--port", str(free_port())])
     assert result.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from serve_app.access.development import ensure_development_secret, mint_development_token, read_development_secret
+from serve_app.access.principal import Role
 from serve_app.cli.main import app
 from serve_app.settings import token_issuer
 
@@ -28,18 +30,17 @@ def claims_of(token: str, secret: str = SECRET) -> dict[str, object]:
 
 
 def test_the_claims_are_those_of_an_access_token() -> None:
-    claims = claims_of(mint_development_token(SECRET, "ada", 5, "nilm-development", ["demo-home"]))
+    claims = claims_of(mint_development_token(SECRET, "ada", 5, "nilm-development", Role.ADMIN))
     assert claims["sub"] == "ada"
     assert claims["role"] == "authenticated"
     assert claims["iss"] == "nilm-development"
-    assert claims["app_metadata"] == {"buildings": ["demo-home"]}
+    assert claims["app_metadata"] == {"role": "admin"}
     assert int(str(claims["exp"])) - int(str(claims["iat"])) == 300
     assert abs(int(str(claims["iat"])) - time.time()) < 5
 
 
-def test_without_buildings_the_claim_is_left_out_and_an_empty_list_grants_none() -> None:
+def test_without_a_role_the_claim_is_left_out() -> None:
     assert "app_metadata" not in claims_of(mint_development_token(SECRET, "ada", 5, "i"))
-    assert claims_of(mint_development_token(SECRET, "ada", 5, "i", []))["app_metadata"] == {"buildings": []}
 
 
 def test_a_token_that_is_never_valid_is_not_made() -> None:
@@ -76,7 +77,31 @@ def test_the_command_prints_a_token_and_nothing_else(tmp_path: Path) -> None:
     assert result.exit_code == 0
     claims = claims_of(result.stdout.strip(), secret)
     assert claims["sub"] == "bo"
-    assert claims["app_metadata"] == {"buildings": ["h1", "h2", "h3"]}
+    assert "app_metadata" not in claims
+    granted = json.loads((tmp_path / "development-grants.json").read_text())["users"]
+    assert granted == {"bo": {"h1": ["*"], "h2": ["*"], "h3": ["*"]}}
+
+
+def test_the_role_is_in_the_token_and_grants_nothing_by_itself(tmp_path: Path) -> None:
+    secret = ensure_development_secret(tmp_path)
+    result = CliRunner().invoke(app, ["token", "--data-dir", str(tmp_path), "--role", "super_admin"])
+    assert claims_of(result.stdout.strip(), secret)["app_metadata"] == {"role": "super_admin"}
+    assert not (tmp_path / "development-grants.json").exists()
+
+
+@pytest.mark.parametrize("case", ["an id that is none", "a broken file", "Supabase grants"])
+def test_buildings_that_cannot_be_granted_give_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    ensure_development_secret(tmp_path)
+    if case == "a broken file":
+        (tmp_path / "development-grants.json").write_text("{")
+    if case == "Supabase grants":
+        monkeypatch.setenv("SUPABASE_URL", "https://project.test")
+    building = "two words" if case == "an id that is none" else "h1"
+    result = CliRunner().invoke(app, ["token", "--data-dir", str(tmp_path), "--buildings", building])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("case", ["production", "no secret"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -88,7 +89,8 @@ def test_a_local_service_gets_a_development_token(service: Any, tmp_path: Path) 
     assert "does not accept the token" in result.output  # it was sent, and this server takes another
     sent = service.authorization.removeprefix("Bearer ")
     claims = jwt.decode(sent, "s" * 64, algorithms=["HS256"], audience="authenticated", issuer=DEVELOPMENT_ISSUER)
-    assert claims["app_metadata"]["buildings"] == ["demo-home"]
+    granted = json.loads((data_dir / "development-grants.json").read_text())["users"]
+    assert granted == {claims["sub"]: {"demo-home": ["*"]}}
 
 
 @pytest.mark.parametrize(

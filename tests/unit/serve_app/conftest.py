@@ -37,8 +37,13 @@ from deployments.contracts import (
     RefusedVersion,
     StoreStatus,
 )
+from deployments.coordinator import Coordinator
 from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
+from serve_app.access.cache_control import CacheControl
+from serve_app.access.grants import ALL, GrantCache, Grants
+from serve_app.access.principal import Principal, Role
+from serve_app.access.quotas import SharedQuotas
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
 from serve_app.http import build_http_app
@@ -202,6 +207,35 @@ class FakeStore:
         )
 
 
+@dataclass
+class FixedGrants:
+    """A source of grants; `failure` makes it one that is away."""
+
+    buildings: dict[str, dict[str, set[str]]] = field(default_factory=lambda: {"user-1": {"home": {ALL}}})
+    roles: dict[str, Role] = field(default_factory=dict)
+    failure: Exception | None = None
+    fetches: int = 0
+
+    async def fetch(self, principal: Principal) -> Grants:
+        self.fetches += 1
+        if self.failure is not None:
+            raise self.failure
+        role = principal.token_role or self.roles.get(principal.user_id, Role.USER)
+        granted = self.buildings.get(principal.user_id, {})
+        return Grants(role, {building: frozenset(names) for building, names in granted.items()})
+
+    async def aclose(self) -> None: ...
+
+
+class FakeCoordinator:
+    """The real coordinator behind a handle."""
+
+    def __init__(self, requests_per_minute: Mapping[str, int]) -> None:
+        self.real = Coordinator(requests_per_minute)
+        self.report, self.listen = Method(self.real.report), Method(self.real.listen)
+        self.answer, self.ask = Method(self.real.answer), Method(self.real.ask)
+
+
 class ServeRequestId:
     """What Serve's proxy does around the application (its RequestIdMiddleware): give an id, append it to the reply."""
 
@@ -258,6 +292,8 @@ class Harness:
     catalogue: Catalogue
     services: Services
     log: list[dict[str, Any]]
+    coordinator: FakeCoordinator
+    grants: FixedGrants
 
     async def infer(self, body: object = None, **headers: str) -> httpx.Response:
         return await self.client.post("/infer", json=infer_body() if body is None else body, headers=headers)
@@ -284,7 +320,6 @@ def mint(secret: str = SECRET, *, algorithm: str = "HS256", headers: Any = None,
         "aud": "authenticated",
         "iss": ISSUER,
         "exp": int(time.time()) + 600,
-        "app_metadata": {"buildings": ["home"]},
     }
     claims = {k: v for k, v in (claims | changes).items() if v is not ...}
     return jwt.api_jws.encode(json.dumps(claims).encode(), secret, algorithm=algorithm, headers=headers)
@@ -302,7 +337,12 @@ class _Lines(logging.Handler):
 
 @asynccontextmanager
 async def start(
-    appliances: Mapping[str, FakeAppliance] | None = None, *, proxied: bool = False, poll: bool = True, **settings: Any
+    appliances: Mapping[str, FakeAppliance] | None = None,
+    *,
+    proxied: bool = False,
+    poll: bool = True,
+    grants: FixedGrants | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Harness]:
     store = FakeStore()
     fakes = dict(appliances or {"kettle": FakeAppliance("kettle"), "microwave": FakeAppliance("microwave")})
@@ -317,12 +357,19 @@ async def start(
         "cors_origins": ORIGIN,
         "request_timeout_s": 5.0,
     } | settings
+    configuration = Settings(**values)
+    coordinator = FakeCoordinator(configuration.requests_per_minute)
+    source = grants or FixedGrants()
+    cache = GrantCache(source)
     services = Services(
-        settings=Settings(**values),
-        verifier=TokenVerifier(secret=SECRET, issuer=ISSUER),
+        settings=configuration,
+        verifier=TokenVerifier(issuer=ISSUER, secret=SECRET, keys=None),
+        grants=cache,
+        quotas=SharedQuotas(coordinator.report.remote, configuration.requests_per_minute, logger=logger),
+        cache_control=CacheControl(coordinator),
         registry=Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path()),
         catalogue=catalogue,
-        predictor=Predictor(appliances=fakes, persistence=store, catalogue=catalogue),
+        predictor=Predictor(appliances=fakes, persistence=store, catalogue=catalogue, grants=cache),
         metrics=HttpMetrics(),
         logger=logger,
     )
@@ -337,7 +384,7 @@ async def start(
     transport = httpx.ASGITransport(app=ServeRequestId(app) if proxied else app)
     headers = {"Authorization": f"Bearer {mint()}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://nilm.test", headers=headers) as client:
-        yield Harness(app, client, store, fakes, catalogue, services, handler.lines)
+        yield Harness(app, client, store, fakes, catalogue, services, handler.lines, coordinator, source)
 
 
 @pytest.fixture(autouse=True)
@@ -357,6 +404,8 @@ def kit() -> SimpleNamespace:
         disaggregate_body=disaggregate_body,
         FakeAppliance=FakeAppliance,
         FakeStore=FakeStore,
+        Method=Method,
+        FixedGrants=FixedGrants,
         SECRET=SECRET,
         ISSUER=ISSUER,
         ADMIN_TOKEN=ADMIN_TOKEN,

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.settings import DEVELOPMENT_ISSUER, MIN_SECRET_BYTES, Environment, SettingsError, load_settings
+from serve_app.access.tokens import MIN_SECRET_BYTES
+from serve_app.settings import DEVELOPMENT_ISSUER, Environment, SettingsError, load_settings
 
 ENV_EXAMPLE = Path(__file__).parents[3] / ".env.example"
 GOOD_SECRET = "k3Jr9wq0Zt5Lx8Vb2Nm7Hd4Fg6Sa1Pc0"
 PRODUCTION = {
     "ENV": "production",
     "SUPABASE_URL": "https://abcdefgh.supabase.co",
-    "SUPABASE_ANON_KEY": "anon-key-value",
+    "SUPABASE_SERVICE_ROLE_KEY": "service-key-value",
     "SUPABASE_JWT_SECRET": GOOD_SECRET,
     "ADMIN_TOKEN": "Zx81-admin",
     "CORS_ORIGINS": "https://app.nilm.energy",
@@ -41,14 +42,37 @@ def test_a_complete_production_environment_starts(monkeypatch: pytest.MonkeyPatc
     assert settings.cors_origin_list == ["https://a.nilm.energy", "https://b.nilm.energy"]
 
 
+def test_a_provider_with_published_keys_needs_no_shared_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, **PRODUCTION | {"SUPABASE_JWT_SECRET": ""})
+    assert load_settings().supabase_jwt_secret.get_secret_value() == ""
+
+
+def test_a_provider_in_development_needs_the_key_that_reads_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, ENV="development", SUPABASE_URL="http://127.0.0.1:54321")
+    with pytest.raises(SettingsError, match="SUPABASE_SERVICE_ROLE_KEY is missing"):
+        load_settings()
+
+
+def test_limits_and_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, **PRODUCTION)
+    settings = load_settings()
+    assert settings.requests_per_minute == {"user": 60, "ip": 120}
+    assert settings.trusted_proxy_list == []
+    assert settings.expose_docs is False
+    environment(monkeypatch, TRUSTED_PROXIES=" 10.0.0.0/8, ::1,", RATE_LIMIT_PER_USER="5", RATE_LIMIT_PER_IP="7")
+    settings = load_settings()
+    assert settings.requests_per_minute == {"user": 5, "ip": 7}
+    assert settings.trusted_proxy_list == ["10.0.0.0/8", "::1"]
+
+
 def test_without_env_it_is_production_and_every_missing_value_is_named() -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings()
-    for name in PRODUCTION.keys() - {"ENV"}:
+    for name in PRODUCTION.keys() - {"ENV", "SUPABASE_JWT_SECRET"}:
         assert f"{name} is missing" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(PRODUCTION.keys() - {"ENV"}))
+@pytest.mark.parametrize("name", sorted(PRODUCTION.keys() - {"ENV", "SUPABASE_JWT_SECRET"}))
 def test_an_empty_value_is_a_missing_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     environment(monkeypatch, **PRODUCTION | {name: ""})
     with pytest.raises(SettingsError, match=f"{name} is missing"):
@@ -62,8 +86,8 @@ def test_an_empty_value_is_a_missing_one(monkeypatch: pytest.MonkeyPatch, name: 
         ("SUPABASE_JWT_SECRET", "your-super-secret-jwt-token-with-at-least-32-characters-long"),
         ("SUPABASE_URL", "https://your-project.supabase.co"),
         ("SUPABASE_URL", "https://<project>.supabase.co"),
-        ("SUPABASE_ANON_KEY", "your_anon_key"),
-        ("SUPABASE_ANON_KEY", "<anon key>"),
+        ("SUPABASE_SERVICE_ROLE_KEY", "your_service_key"),
+        ("SUPABASE_SERVICE_ROLE_KEY", "<service key>"),
         ("ADMIN_TOKEN", "CHANGEME"),
         ("ADMIN_TOKEN", "xxxx"),
         ("ADMIN_TOKEN", "secret"),
@@ -120,6 +144,12 @@ def test_influx_without_its_token_cannot_start_even_in_development(monkeypatch: 
         ("REQUEST_TIMEOUT_S", "0"),
         ("REQUEST_TIMEOUT_S", "nan"),
         ("REQUEST_TIMEOUT_S", "soon"),
+        ("RATE_LIMIT_PER_USER", "0"),
+        ("RATE_LIMIT_PER_IP", "many"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8, proxy.internal"),
+        ("TRUSTED_PROXIES", "0.0.0.0/0"),
+        ("REDIS_URL", "http://cache:6379"),
+        ("EXPOSE_DOCS", "perhaps"),
     ],
 )
 def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -130,10 +160,11 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
 
 def test_no_secret_in_repr_or_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {"SUPABASE_JWT_SECRET": GOOD_SECRET, "ADMIN_TOKEN": "Zx81-admin", "INFLUX_TOKEN": "in7lux-t0ken"}
+    secrets["REDIS_URL"] = "redis://:p4ss@cache:6379"
     environment(monkeypatch, **PRODUCTION | secrets | {"INFLUX_URL": "http://influx:8086", "INFLUX_ORG": "o"})
     settings = load_settings()
     shown = repr(settings) + str(settings) + repr(settings.model_dump()) + repr(settings.store_config())
-    for secret in [*secrets.values(), PRODUCTION["SUPABASE_ANON_KEY"]]:
+    for secret in [*secrets.values(), PRODUCTION["SUPABASE_SERVICE_ROLE_KEY"]]:
         assert secret not in shown
 
 
@@ -144,5 +175,5 @@ def test_the_values_of_the_example_file_do_not_start_production(monkeypatch: pyt
     environment(monkeypatch, **values | {"ENV": "production"})
     with pytest.raises(SettingsError) as caught:
         load_settings()
-    for name in ("SUPABASE_URL", "SUPABASE_ANON_KEY", "SUPABASE_JWT_SECRET", "ADMIN_TOKEN", "CORS_ORIGINS"):
+    for name in ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_JWT_SECRET", "ADMIN_TOKEN", "CORS_ORIGINS"):
         assert f"{name} is" in str(caught.value), f"the example's {name} would be accepted in production"
