@@ -15,6 +15,7 @@ from serve_app.access.address_limit import AddressLimitMiddleware
 from serve_app.access.client_address import ClientAddresses
 from serve_app.bodies import json_pointer
 from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, context_of
+from serve_app.openapi import DocumentedAPI
 from serve_app.problems import FieldError, Problem, Problems, from_framework_status, problem_response
 from serve_app.request_limits import RequestLimitMiddleware
 from serve_app.routes import admin, health, inference, models
@@ -53,7 +54,7 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
 
     settings = services.settings
     with_docs = settings.expose_docs or settings.env is not Environment.PRODUCTION
-    app = FastAPI(
+    app = DocumentedAPI(
         title="nilm-serve",
         description="Per-appliance power from mains power; every acknowledged prediction is stored.",
         lifespan=lifespan,

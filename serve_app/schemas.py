@@ -74,7 +74,7 @@ def parse_instant(text: str) -> datetime:
 class InferRequest(_Request):
     """One mains window for one appliance."""
 
-    appliance_id: Identifier
+    appliance_id: Annotated[Identifier, Field(examples=["kettle"])]
 
 
 class DisaggregateRequest(_Request):

@@ -49,7 +49,12 @@ async def health(services: Annotated[Services, Depends(services_of)]) -> dict[st
     return body
 
 
-@router.get("/metrics", responses=REFUSALS, dependencies=[Depends(Requires(Scope.METRICS))])
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **REFUSALS},
+    dependencies=[Depends(Requires(Scope.METRICS))],
+)
 async def prometheus(services: Annotated[Services, Depends(services_of)]) -> Response:
     """The Prometheus text format; credential: a user's token, or ADMIN_TOKEN as the bearer."""
     catalogue = services.catalogue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,3 +70,15 @@ def test_the_frameworks_errors_have_a_kind(status: int, kind: Problems) -> None:
 
 def test_a_problem_reads_as_its_code_and_detail() -> None:
     assert str(Problem(Problems.NOT_FOUND, "nothing")) == "not_found: nothing"
+
+
+async def test_the_document_names_the_media_type_of_problems(kit: SimpleNamespace) -> None:
+    async with kit.start() as service:
+        document = (await service.client.get("/openapi.json")).json()
+    refused = document["paths"]["/infer"]["post"]["responses"]
+    assert set(refused) >= {"400", "401", "403", "404", "408", "413", "415", "422", "429", "431", "503"}
+    for status, response in refused.items():
+        expected = "application/json" if status == "200" else "application/problem+json"
+        assert list(response["content"]) == [expected]
+    assert document["paths"]["/infer"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in document["paths"]["/live"]["get"]
