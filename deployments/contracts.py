@@ -121,14 +121,17 @@ class ApplianceStatus:
 
 @dataclass(frozen=True, slots=True)
 class PredictionPoint:
-    """One stored prediction. Identity: (building_id, appliance_id, model_version, time_ns).
+    """One stored prediction. Identity: (building_id, appliance_id, model_version, attribution, time_ns).
 
-    Writing the same identity again overwrites it, so a retry never makes a second row.
+    Writing the same identity again overwrites it, so a retry never makes a second row. A provisional answer stands
+    beside the final one of the same instant and never takes its place, however late it is sent.
     """
 
     building_id: str
     appliance_id: str
     model_version: str
+    attribution: str
+    """A value of `Attribution`."""
     time_ns: int
     predicted_kw: float
     confidence: float

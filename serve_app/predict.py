@@ -222,6 +222,7 @@ def _point(
         building_id=building_id,
         appliance_id=appliance_id,
         model_version=inference.model_version,
+        attribution=inference.attribution.value,
         # Integer arithmetic: a float of seconds has no room for nanoseconds, and identity must be exact.
         time_ns=(instant - _EPOCH) // timedelta(microseconds=1) * 1000,
         predicted_kw=predicted_kw,

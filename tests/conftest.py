@@ -22,6 +22,7 @@ def make_point() -> Callable[..., PredictionPoint]:
             "building_id": "home-1",
             "appliance_id": "kettle",
             "model_version": "1.2.0",
+            "attribution": "final",
             "time_ns": next(_times),
             "predicted_kw": 1.25,
             "confidence": 0.875,

@@ -20,7 +20,7 @@ TIME_NS_MIN = -(2**63) + 2
 TIME_NS_MAX = 2**63 - 2
 """InfluxDB keeps the ends of the int64 range for itself."""
 
-_TAGS = ("building_id", "appliance_id", "model_version")
+_TAGS = ("building_id", "appliance_id", "model_version", "attribution")
 _TEXT_FIELDS = ("request_id", "user_id", "artifact_sha256")
 _NUMBERS = ("predicted_kw", "confidence", "aggregate_kw", "latency_ms")
 
@@ -46,7 +46,7 @@ def exact_float(value: float) -> float:
 def _record_set_problem(record_set: RecordSet) -> str | None:
     if not record_set.points:
         return "the record set is empty"
-    identities = {(p.building_id, p.appliance_id, p.model_version, p.time_ns) for p in record_set.points}
+    identities = {(p.building_id, p.appliance_id, p.model_version, p.attribution, p.time_ns) for p in record_set.points}
     if len(identities) != len(record_set.points):
         # One of the two would overwrite the other and be lost without a word.
         return "two points of the record set have the same identity"

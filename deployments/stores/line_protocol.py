@@ -23,8 +23,8 @@ def encode(record_set: RecordSet) -> bytes:
 
 def _line(point: PredictionPoint) -> str:
     tags = (
-        f"appliance_id={_tag(point.appliance_id)},building_id={_tag(point.building_id)}"
-        f",model_version={_tag(point.model_version)}"
+        f"appliance_id={_tag(point.appliance_id)},attribution={_tag(point.attribution)}"
+        f",building_id={_tag(point.building_id)},model_version={_tag(point.model_version)}"
     )
     fields = (
         f"aggregate_kw={_number(point.aggregate_kw)},artifact_sha256={_string(point.artifact_sha256)}"

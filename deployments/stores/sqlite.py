@@ -24,7 +24,7 @@ from deployments.stores.ownership import FileOwnership
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """`PRAGMA user_version` of a file this code writes."""
 
 WAL_LIMIT_BYTES = 16 * 1024 * 1024
@@ -44,6 +44,7 @@ CREATE TABLE prediction (
   building_id     TEXT    NOT NULL,
   appliance_id    TEXT    NOT NULL,
   model_version   TEXT    NOT NULL,
+  attribution     TEXT    NOT NULL,
   time_ns         INTEGER NOT NULL,
   predicted_kw    REAL    NOT NULL,
   confidence      REAL    NOT NULL,
@@ -53,12 +54,25 @@ CREATE TABLE prediction (
   artifact_sha256 TEXT    NOT NULL,
   latency_ms      REAL    NOT NULL,
   -- Time before version: analytics ask for a range of time over whatever versions served it.
-  PRIMARY KEY (building_id, appliance_id, time_ns, model_version)
+  PRIMARY KEY (building_id, appliance_id, time_ns, model_version, attribution)
 ) STRICT, WITHOUT ROWID
 """
 
+_MIGRATIONS = {
+    # Version 1 held one answer an instant and did not say which: what `/infer` gives unless asked is the final one.
+    1: (
+        "ALTER TABLE prediction RENAME TO prediction_1",
+        _SCHEMA,
+        """INSERT INTO prediction
+           SELECT building_id, appliance_id, model_version, 'final', time_ns, predicted_kw, confidence, aggregate_kw,
+                  request_id, user_id, artifact_sha256, latency_ms FROM prediction_1""",
+        "DROP TABLE prediction_1",
+    ),
+}
+"""By the version they start from: what makes the next one of it."""
+
 _UPSERT = """
-INSERT INTO prediction VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO prediction VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET
   predicted_kw = excluded.predicted_kw, confidence = excluded.confidence,
   aggregate_kw = excluded.aggregate_kw, latency_ms = excluded.latency_ms,
@@ -223,11 +237,27 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreUnavailable(f"{path}: the file system does not support WAL (got {mode!r})")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
-    if found == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(_SCHEMA)
+    if found < SCHEMA_VERSION:
+        _migrate(connection, found, path)
+
+
+def _migrate(connection: sqlite3.Connection, found: int, path: Path) -> None:
+    """From an empty file or an older schema to this one, all of it or nothing."""
+    steps = (
+        [_SCHEMA] if found == 0 else [step for version in range(found, SCHEMA_VERSION) for step in _MIGRATIONS[version]]
+    )
+    if found:
+        logger.warning("%s: migrating schema %d to %d", path, found, SCHEMA_VERSION)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for step in steps:
+            connection.execute(step)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _insert(connection: sqlite3.Connection, record_set: RecordSet) -> NotPersisted | None:
@@ -249,6 +279,7 @@ def _row(point: PredictionPoint) -> tuple[str | int | float, ...]:
         point.building_id,
         point.appliance_id,
         point.model_version,
+        point.attribution,
         point.time_ns,
         exact_float(point.predicted_kw),
         exact_float(point.confidence),

@@ -28,7 +28,7 @@ async def write_for_ever(config: StoreConfig) -> None:
     commits = GroupCommit(open_store(config), Silent())
 
     async def one(time_ns: int) -> None:
-        point = PredictionPoint("home-1", "kettle", "1.2.0", time_ns, 1.0, 0.5, 2.0, "r", "u", "s", 1.0)
+        point = PredictionPoint("home-1", "kettle", "1.2.0", "final", time_ns, 1.0, 0.5, 2.0, "r", "u", "s", 1.0)
         result = await commits.persist(RecordSet((point,), time.time() + 5))
         if isinstance(result, Persisted):
             sys.stdout.write(f"{time_ns}\n")

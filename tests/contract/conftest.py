@@ -23,7 +23,7 @@ from deployments.stores.sqlite import read_rows
 ROOT = Path(__file__).parents[2]
 TOKEN, ORG, BUCKET = "test-token", "test-org", "predictions"
 COLUMNS = tuple(PredictionPoint.__dataclass_fields__)
-_TAGS = ("building_id", "appliance_id", "model_version")
+_TAGS = ("building_id", "appliance_id", "model_version", "attribution")
 
 
 @pytest.fixture

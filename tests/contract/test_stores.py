@@ -26,7 +26,7 @@ from deployments.stores.checks import TEXT_LIMIT, TIME_NS_MAX, TIME_NS_MIN
 MakePoint = Callable[..., PredictionPoint]
 MakeSet = Callable[..., RecordSet]
 
-TAGS = ("building_id", "appliance_id", "model_version")
+TAGS = ("building_id", "appliance_id", "model_version", "attribution")
 TEXT_FIELDS = ("request_id", "user_id", "artifact_sha256")
 NUMBERS = ("predicted_kw", "confidence", "aggregate_kw", "latency_ms")
 
@@ -105,7 +105,7 @@ def test_hostile_strings_stay_what_they_are(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(st.text(st.sampled_from(' ,="\\ab#\u00e9\n')), min_size=6, max_size=6))
+@given(texts=st.lists(st.text(st.sampled_from(' ,="\\ab#\u00e9\n')), min_size=7, max_size=7))
 def test_any_string_is_kept_exactly_or_refused(
     backend: Any, store: PredictionStore, make_point: MakePoint, make_set: MakeSet, texts: list[str]
 ) -> None:

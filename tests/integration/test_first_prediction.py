@@ -76,7 +76,7 @@ def test_the_same_request_again_overwrites_its_row(service: Service) -> None:
     assert len(service.rows("building_id = 'again'")) == 1
 
 
-def test_the_final_answer_for_an_instant_overwrites_the_provisional_one(service: Service) -> None:
+def test_the_final_and_the_provisional_answer_for_an_instant_are_both_kept(service: Service) -> None:
     with service.client() as client:
         shape = shape_of(client, "kettle")
         body = {"building_id": "twice", "appliance_id": "kettle", "window": mains_kw(shape)}
@@ -90,8 +90,8 @@ def test_the_final_answer_for_an_instant_overwrites_the_provisional_one(service:
         ]
     assert [reply["attribution"] for reply in replies] == ["provisional", "final"]
     assert replies[0]["predicted_for"] == replies[1]["predicted_for"]
-    (row,) = service.rows("building_id = 'twice'")
-    assert row["request_id"] == replies[1]["request_id"]
+    rows = {row["attribution"]: row["request_id"] for row in service.rows("building_id = 'twice'")}
+    assert rows == {reply["attribution"]: reply["request_id"] for reply in replies}
 
 
 def test_disaggregate_splits_the_mains_and_stores_one_record_set(service: Service) -> None:

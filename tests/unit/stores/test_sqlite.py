@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -71,6 +72,56 @@ def test_a_newer_schema_is_refused_and_untouched(path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="schema 99"):
         SqliteStore(path)
     assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (99,)
+
+
+SCHEMA_1 = """
+CREATE TABLE prediction (
+  building_id TEXT NOT NULL, appliance_id TEXT NOT NULL, model_version TEXT NOT NULL, time_ns INTEGER NOT NULL,
+  predicted_kw REAL NOT NULL, confidence REAL NOT NULL, aggregate_kw REAL NOT NULL, request_id TEXT NOT NULL,
+  user_id TEXT NOT NULL, artifact_sha256 TEXT NOT NULL, latency_ms REAL NOT NULL,
+  PRIMARY KEY (building_id, appliance_id, time_ns, model_version)
+) STRICT, WITHOUT ROWID
+"""
+
+
+@pytest.fixture
+def of_version_1(path: Path) -> list[tuple[object, ...]]:
+    """A file as the first release wrote it; gives its rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [("home", "kettle", "1.0.0", n, 1.5, 0.9, 2.0, f"r{n}", "user", "ab" * 32, 3.0) for n in range(1000)]
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(SCHEMA_1)
+        connection.execute("BEGIN")
+        connection.executemany("INSERT INTO prediction VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA user_version = 1")
+    return rows
+
+
+def test_a_file_of_the_first_schema_is_migrated_with_every_row(
+    path: Path, of_version_1: list[tuple[object, ...]], make_set: MakeSet
+) -> None:
+    store = SqliteStore(path)
+    assert store.write([make_set(attribution="provisional")]) == [None]
+    store.close()
+    assert read_rows(path, "PRAGMA user_version") == [(2,)]
+    expected = [(*row[:3], "final", *row[3:]) for row in of_version_1]
+    assert read_rows(path, "SELECT * FROM prediction WHERE attribution = 'final' ORDER BY time_ns") == expected
+    assert _count(path) == len(expected) + 1
+    assert read_rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'") == [("prediction",)]
+    SqliteStore(path).close()
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(
+    path: Path, of_version_1: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = sqlite._MIGRATIONS[1]
+    monkeypatch.setitem(sqlite._MIGRATIONS, 1, (*steps[:-1], "DROP TABLE no_such_table"))
+    with pytest.raises(StoreUnavailable):
+        SqliteStore(path, ownership_wait_s=0)
+    assert read_rows(path, "PRAGMA user_version") == [(1,)]
+    assert read_rows(path, "SELECT * FROM prediction ORDER BY time_ns") == of_version_1
 
 
 def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:

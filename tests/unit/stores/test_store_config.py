@@ -59,7 +59,7 @@ def test_a_line_is_what_the_reference_says(make_set: Callable[..., RecordSet]) -
         building_id="a b", appliance_id="x,y=z", request_id='say "hi" \\', user_id="", time_ns=7, aggregate_kw=3
     )
     assert encode(record_set).decode() == (
-        r"prediction,appliance_id=x\,y\=z,building_id=a\ b,model_version=1.2.0 "
+        r"prediction,appliance_id=x\,y\=z,attribution=final,building_id=a\ b,model_version=1.2.0 "
         r'aggregate_kw=3.0,artifact_sha256="' + "ab" * 32 + r'",confidence=0.875,latency_ms=12.5,'
         r'predicted_kw=1.25,request_id="say \"hi\" \\",user_id="" 7'
     )
