@@ -1,7 +1,7 @@
 """The Coordinator deployment: what all ingress replicas have in common, in one small replica.
 
-Counts the quotas and passes questions to every ingress. It is not on the way of a request: ingresses report their
-grants afterwards, and go on by themselves while it is away. Its memory is all it has; after a restart quotas start
+Counts the quotas and passes questions to every ingress. Most requests do not wait for it: ingresses report their grants
+afterwards, and go on by themselves while it is away. Its memory is all it has; after a restart quotas start
 anew, unless they are kept in Redis.
 """
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-LISTEN_S = 10.0
+LISTEN_S = 4.0
 """How long one call waits for a question; then the replica calls again, which also says that it lives."""
 GONE_AFTER_S = LISTEN_S + 5.0
 """A replica that has not called for this long is no longer waited for."""
@@ -73,10 +73,11 @@ class Noticeboard:
         if after is None:
             return Heard((), self._last_number, missed=False)
         oldest_known = self._questions[0].number - 1 if len(self._questions) == KEPT_QUESTIONS else self._first_number
-        missed = after < oldest_known
+        # A number from ahead is of an earlier board, whose clock was ahead.
+        missed = after < oldest_known or after > self._last_number
         try:
             async with asyncio.timeout(wait_s), self._news:
-                await self._news.wait_for(lambda: missed or self._last_number > after)
+                await self._news.wait_for(lambda: missed or self._last_number != after)
         except TimeoutError:
             pass  # nothing was asked
         self._last_heard_from[replica] = self._clock()

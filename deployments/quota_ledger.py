@@ -221,10 +221,14 @@ def _redis_pool(url: str) -> Any:
     from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415
 
     # No retries inside the client: the caller reports again, and knows that a use may then be counted twice.
-    return BlockingConnectionPool.from_url(
-        url,
-        max_connections=REDIS_CONNECTIONS,
-        timeout=REDIS_TIMEOUT_S,
-        socket_timeout=REDIS_TIMEOUT_S,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-    )
+    try:
+        return BlockingConnectionPool.from_url(
+            url,
+            max_connections=REDIS_CONNECTIONS,
+            timeout=REDIS_TIMEOUT_S,
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+        )
+    except ValueError:
+        # Its text may quote a part of the password.
+        raise ValueError("the Redis URL cannot be read") from None

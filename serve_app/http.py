@@ -71,13 +71,14 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     # The last one added is the outermost.
+    app.add_middleware(RequestLimitMiddleware, body_limit_bytes=BODY_LIMIT_BYTES)
     app.add_middleware(
         AddressLimitMiddleware,
         quotas=services.quotas,
         addresses=ClientAddresses(settings.trusted_proxy_list),
         exempt_paths=frozenset(prefix + path for prefix in ("", API_PREFIX) for path in PROBE_PATHS),
+        logger=services.logger,
     )
-    app.add_middleware(RequestLimitMiddleware, body_limit_bytes=BODY_LIMIT_BYTES)
     app.add_middleware(
         RequestContextMiddleware,
         timeout_s=settings.request_timeout_s,

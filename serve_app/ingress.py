@@ -46,7 +46,7 @@ class Ingress:
             verifier=build_verifier(settings),
             grants=grants,
             quotas=quotas,
-            cache_control=CacheControl(coordinator),
+            cache_control=CacheControl(coordinator, replica),
             registry=Registry.load(Path(registry_path) if registry_path else None),
             catalogue=catalogue,
             predictor=Predictor(appliances=appliances, persistence=persistence, catalogue=catalogue, grants=grants),

@@ -1,7 +1,7 @@
 """Pure ASGI middleware: request context (id, trace, quota headers, access log, last-resort 500).
 
-Order, outermost first: CORS (so that every refusal carries it), request context, size and time limits, quota of the
-client's address, routes.
+Order, outermost first: CORS (so that every refusal carries it), request context, quota of the client's address, size
+and time limits, routes.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class RequestContextMiddleware:
     def _finish(self, scope: Scope, context: RequestContext, status: int) -> None:
         seconds = time.perf_counter() - context.started_s
         route = scope.get("route")
-        template = getattr(route, "path", None) or "unmatched"
+        refused_before_routing = context.problem_code not in {None, Problems.NOT_FOUND.value.code}
+        template = getattr(route, "path", None) or ("refused" if refused_before_routing else "unmatched")
         self._metrics.observe(template, scope["method"], status, seconds)
         fields: dict[str, object] = {
             "request_id": context.request_id,

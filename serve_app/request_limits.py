@@ -55,7 +55,8 @@ class RequestLimitMiddleware:
             detail = f"The headers are larger than {MAX_HEADERS_BYTES} bytes."
             return Problem(Problems.HEADERS_TOO_LARGE, detail, headers=_CLOSE)
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._body_limit_bytes:
+        # A number longer than any length: Python refuses to read the longest ones.
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self._body_limit_bytes):
             return _too_large(self._body_limit_bytes)
         return None
 

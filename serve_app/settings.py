@@ -6,9 +6,13 @@ still the placeholder of `.env.example`. Secrets are `SecretStr`, so no `repr` o
 
 from __future__ import annotations
 
+import importlib.util
+import ipaddress
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,6 +24,10 @@ from serve_app.access.tokens import MIN_SECRET_BYTES
 
 DEVELOPMENT_ISSUER = "nilm-development"
 
+MIN_ADMIN_TOKEN_CHARS = 32
+"""128 random bits in hexadecimal."""
+PROXY_TRUST_VARIABLE = "FORWARDED_ALLOW_IPS"
+
 _PLACEHOLDER = re.compile(
     r"change.?me|placeholder|(^|//)your[-_ ]|(^|//)<.*>|^x{3,}$|\bexample\.(com|org|net)\b|^(secret|password|todo)$",
     re.IGNORECASE,
@@ -29,6 +37,16 @@ _PLACEHOLDER = re.compile(
 def token_issuer(supabase_url: str | None) -> str:
     """The only `iss` that tokens may carry: the identity provider's, or the development one where there is none."""
     return f"{supabase_url.rstrip('/')}/auth/v1" if supabase_url else DEVELOPMENT_ISSUER
+
+
+def _is_internal(url: str) -> bool:
+    """Whether a URL stays on this machine or in a private network: an address of one, or a name without a domain."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith((".svc", ".cluster.local", ".internal"))
+    return address.is_loopback or address.is_private
 
 
 class SettingsError(Exception):
@@ -89,8 +107,14 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_url(cls, value: SecretStr) -> SecretStr:
-        if value.get_secret_value() and not re.match(r"rediss?://[^\s/]", value.get_secret_value()):
-            raise ValueError("must be a redis:// or rediss:// URL")
+        url = value.get_secret_value()
+        try:
+            usable = not url or (url.startswith(("redis://", "rediss://")) and bool(urlsplit(url).hostname))
+            _ = urlsplit(url).port  # raises with a part of the password when that holds an unescaped / or #
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("must be a redis:// or rediss:// URL, with a percent-encoded password") from None
         return value
 
     @property
@@ -174,6 +198,15 @@ def _faults(settings: Settings) -> list[str]:
         ]
         if "*" in settings.cors_origin_list:
             faults.append("CORS_ORIGINS must name origins, not *")
+        if settings.supabase_url.startswith("http://") and not _is_internal(settings.supabase_url):
+            faults.append("SUPABASE_URL must be https: who changes the published keys on the way is everybody")
+        if 0 < len(settings.admin_token.get_secret_value()) < MIN_ADMIN_TOKEN_CHARS:
+            faults.append(f"ADMIN_TOKEN is shorter than {MIN_ADMIN_TOKEN_CHARS} characters")
+        if os.environ.get(PROXY_TRUST_VARIABLE) != "":
+            # `nilm run` sets it. Unset, uvicorn believes any X-Forwarded-For that comes through 127.0.0.1.
+            faults.append(f"{PROXY_TRUST_VARIABLE} must be set and empty: only TRUSTED_PROXIES says whom to believe")
+    if settings.redis_url.get_secret_value() and importlib.util.find_spec("redis") is None:
+        faults.append("REDIS_URL is set, but the extra `redis` is not installed")
     try:
         ClientAddresses(settings.trusted_proxy_list)
     except ValueError as error:

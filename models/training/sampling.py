@@ -1,7 +1,7 @@
 """Training batches: windows of real mains, and windows composed from the parts of several homes.
 
 A model that has seen two homes learns their base load and their one kettle. Composed windows put the activations
-of one home into the background of another, beside other appliances' activations, stretched and scaled.
+of one home into the background of another, beside other appliances' activations, warped in time and scaled.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ LOW_POWER_FACTORS = (0.7, 2.0)
 APPARENT_FACTORS = {"washing_machine": (1.0, 2.0)}
 """VA over W below `LOW_POWER_W`: some mains meters record VA while sub-meters record W, a factor of up to two for a
 drum motor. On IDEAL Home 65, which no fold uses, it raised a washing machine's F1 from .43 to .52."""
-STRETCH_FACTORS = {"washing_machine": (0.6, 1.7)}
-DEFAULT_STRETCH_FACTORS = (0.8, 1.25)
-"""Programmes differ in length between machines. Wider ones made a dishwasher worse on IDEAL Home 65 (F1 .70 to .61)."""
+WARP_SAMPLES = 24
+WARP_SPEEDS = (0.4, 1.8)
+"""Programmes differ in the length of each phase: a dishwasher of UK-DALE heats for 24 minutes on end, REFIT's 6 to 14.
+One factor for a whole programme cannot show that; a speed of its own for every `WARP_SAMPLES` can."""
 POWER_FACTORS = {"microwave": (0.65, 1.5), "kettle": (0.75, 1.2)}
 DEFAULT_POWER_FACTORS = (0.85, 1.12)
 """Rated powers differ: UK kettles 2.2 to 3.1 kW and microwaves 0.8 to 1.7 kW at the plug, heaters less."""
@@ -111,11 +112,7 @@ class BatchSampler:
         for name in self._names:
             is_target = name == self.target.appliance_id
             starts = self._mixed_starts(name, size, share_active=0.6 if is_target else 0.5)
-            centre = self.window // 2
-            stretch = np.ones((size, 1), dtype=np.float32)
-            if find_appliance(name).has_programme:
-                stretch = self._log_uniform(STRETCH_FACTORS.get(name, DEFAULT_STRETCH_FACTORS), size)
-            offsets = centre + (np.arange(self.window) - centre) * stretch
+            offsets = self._warped(size) if find_appliance(name).has_programme else np.arange(self.window)
             positions = np.clip(np.rint(starts[:, None] + offsets).astype(np.int64), 0, self._mains.size - 1)
             power = self._varied(name, self._power[name][positions])
             if is_target:
@@ -151,10 +148,23 @@ class BatchSampler:
             return power_w * factor
         return np.where(power_w < LOW_POWER_W, power_w * self._log_uniform(LOW_POWER_FACTORS, size), power_w * factor)
 
-    def _log_uniform(self, bounds: tuple[float, float], size: int) -> FloatArray:
-        """Factors [size, 1] between the bounds, halving as likely as doubling."""
+    def _warped(self, size: int) -> npt.NDArray[np.float64]:
+        """Sample offsets [size, W] that run through a programme at a speed that changes every `WARP_SAMPLES`.
+
+        The middle of the window stays where it is.
+        """
+        speeds = self._log_uniform(WARP_SPEEDS, size, self.window // WARP_SAMPLES + 2).repeat(WARP_SAMPLES, axis=1)
+        begins = self._rng.integers(0, WARP_SAMPLES, (size, 1))
+        offsets = np.cumsum(
+            np.take_along_axis(speeds, begins + np.arange(self.window), axis=1), axis=1, dtype=np.float64
+        )
+        centre = self.window // 2
+        return np.asarray(offsets - offsets[:, centre : centre + 1] + centre)
+
+    def _log_uniform(self, bounds: tuple[float, float], size: int, count: int = 1) -> FloatArray:
+        """Factors [size, count] between the bounds, halving as likely as doubling."""
         least, most = (float(np.log(bound)) for bound in bounds)
-        return np.exp(self._rng.uniform(least, most, (size, 1))).astype(np.float32)
+        return np.exp(self._rng.uniform(least, most, (size, count))).astype(np.float32)
 
     def _usable_starts(self, homes: Sequence[Home]) -> IntArray:
         usable: list[IntArray] = []

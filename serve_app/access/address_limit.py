@@ -6,25 +6,17 @@ routes: a refused request costs no token check. Refuses with 429.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
-from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.access.client_address import ClientAddresses, limit_key
-from serve_app.access.quota_window import Verdict
-from serve_app.access.quotas import IP_QUOTA, rate_limited
+from serve_app.access.counting import Quotas, count
+from serve_app.access.quotas import IP_QUOTA
 from serve_app.middleware import context_of
-from serve_app.problems import problem_response
-
-
-class Quotas(Protocol):
-    """The part of SharedQuotas that is used here."""
-
-    async def take(self, quota: str, key: str) -> Verdict:
-        """Grant or refuse one request."""
-        ...
+from serve_app.problems import Problem, problem_response
 
 
 class AddressLimitMiddleware:
@@ -41,11 +33,14 @@ class AddressLimitMiddleware:
         quotas: Quotas,
         addresses: ClientAddresses,
         exempt_paths: Collection[str],
+        logger: logging.Logger,
     ) -> None:
         self._app = app
         self._quotas = quotas
         self._addresses = addresses
         self._exempt_paths = frozenset(exempt_paths)
+        self._logger = logger
+        self._warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._exempt_paths:
@@ -53,13 +48,16 @@ class AddressLimitMiddleware:
             return
         forwarded_for = Headers(scope=scope).getlist("x-forwarded-for")
         address = self._addresses.of(scope.get("client"), forwarded_for)
-        verdict = await self._quotas.take(IP_QUOTA, limit_key(address))
+        if forwarded_for and not self._warned and not self._addresses.believes(scope.get("client")):
+            # Once: anybody can send the header. An operator whose own proxy sends it must learn why all share a quota.
+            self._warned = True
+            self._logger.warning("X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is not believed")
         context = context_of(scope)
-        context.verdicts.append(verdict)
-        if verdict.allowed:
-            await self._app(scope, receive, send)
+        try:
+            await count(self._quotas, IP_QUOTA, limit_key(address), context)
+        except Problem as problem:
+            context.problem_code = problem.kind.value.code
+            response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
+            await response(scope, receive, send)
             return
-        problem = rate_limited(verdict)
-        context.problem_code = problem.kind.value.code
-        response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
-        await response(scope, receive, send)
+        await self._app(scope, receive, send)

@@ -10,11 +10,13 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deployments.noticeboard import Answers, Heard
+from deployments.noticeboard import LISTEN_S, Answers, Heard
 from serve_app.access.grants import GrantCache
 from serve_app.problems import Problem, Problems
 
 RETRY_S = 1.0
+CALL_MARGIN_S = 5.0
+"""Beyond what a call may wait for a question: then it hangs, and what is asked meanwhile passes this replica by."""
 ASK_TIMEOUT_S = 5.0
 """Above the coordinator's own wait for answers."""
 
@@ -60,7 +62,8 @@ class CacheListener:
 
     async def listen_once(self) -> None:
         """One call: waits for questions, answers them."""
-        heard: Heard = await self._coordinator.listen.remote(self._replica, self._heard_until)
+        async with asyncio.timeout(LISTEN_S + CALL_MARGIN_S):
+            heard: Heard = await self._coordinator.listen.remote(self._replica, self._heard_until)
         if heard.missed or self._heard_until is None:
             self._cache.invalidate(None)
         self._heard_until = heard.last_number
@@ -78,23 +81,32 @@ class CacheListener:
 class CacheControl:
     """Asks every replica. Raises Problem 503 when the coordinator is away."""
 
-    def __init__(self, coordinator: Any) -> None:
+    def __init__(self, coordinator: Any, replica: str) -> None:
+        """`replica`: the one this stands in, which always listens."""
         self._coordinator = coordinator
+        self._replica = replica
 
-    async def drop(self, user_id: str | None) -> Answers:
-        """Every replica forgets this user's grants, or all of them."""
-        return await self._ask(DropGrants(user_id))
+    async def drop(self, user_id: str | None, wait_s: float) -> Answers:
+        """Every replica forgets this user's grants, or all of them. Waits `wait_s` at most."""
+        return await self._ask(DropGrants(user_id), wait_s)
 
-    async def stats(self) -> Answers:
-        """The figures of every replica's cache."""
-        return await self._ask(TellStats())
+    async def stats(self, wait_s: float) -> Answers:
+        """The figures of every replica's cache. Waits `wait_s` at most."""
+        return await self._ask(TellStats(), wait_s)
 
-    async def _ask(self, asked: object) -> Answers:
+    async def _ask(self, asked: object, wait_s: float) -> Answers:
         try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
+            async with asyncio.timeout(min(wait_s, ASK_TIMEOUT_S)):
                 answers: Answers = await self._coordinator.ask.remote(asked)
         except Exception as error:
             # Also TimeoutError, and whatever Ray raises for a replica that died.
-            detail = "The coordinator cannot be reached; caches still end by themselves within their lifetime."
-            raise Problem(Problems.COORDINATION_UNAVAILABLE, detail, retry_after_s=2) from error
+            raise _unreachable() from error
+        if self._replica not in {*answers.by_replica, *answers.silent}:
+            # The coordinator has just started and does not know us again yet, so it may not know others either.
+            raise _unreachable()
         return answers
+
+
+def _unreachable() -> Problem:
+    detail = "Not every ingress replica could be reached; caches still end by themselves within their lifetime."
+    return Problem(Problems.COORDINATION_UNAVAILABLE, detail, retry_after_s=2)

@@ -30,6 +30,9 @@ MAX_HOP_CHARS = 64
 IPV6_CLIENT_BITS = 64
 """One customer's network has at least a /64 (RFC 6177), so a single address there costs nothing to change."""
 
+LEAST_PREFIX = {4: 8, 6: 7}
+"""The largest private networks: 10.0.0.0/8 and fc00::/7."""
+
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::[0-9]{1,5})?", re.ASCII)
 _IPV4_WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}", re.ASCII)
 _IPV4_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -62,6 +65,11 @@ class ClientAddresses:
                 break
             address = before
         return str(address)
+
+    def believes(self, peer: tuple[str, int] | None) -> bool:
+        """Whether this peer's X-Forwarded-For counts."""
+        address = _address(peer[0]) if peer is not None else None
+        return address is not None and self._trusts(address)
 
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
@@ -106,6 +114,6 @@ def _network(entry: str) -> Network:
         # Addresses are compared unwrapped, so networks must be.
         mapped = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
         network = ipaddress.IPv4Network((mapped, network.prefixlen - _IPV4_MAPPED.prefixlen))
-    if network.prefixlen == 0:
-        raise ValueError(f"{entry!r} trusts everyone, so anyone could choose an address")
+    if network.prefixlen < LEAST_PREFIX[network.version]:
+        raise ValueError(f"{entry!r} trusts so many that anyone could choose an address")
     return network

@@ -56,6 +56,11 @@ class DevelopmentGrants:
         return self._known[1]
 
 
+def grants_come_from_this_file() -> bool:
+    """Whether the service that this environment describes reads the file at all."""
+    return not os.environ.get("SUPABASE_URL")
+
+
 def grant_development_access(
     data_dir: Path, user_id: str, buildings: Sequence[str], appliances: Sequence[str] = (ALL,)
 ) -> Path:

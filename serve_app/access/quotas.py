@@ -159,9 +159,10 @@ class SharedQuotas:
             oldest = next(iter(self._keys.values()))
             if oldest.used_at + self._window_s > now and len(self._keys) <= self._max_keys:
                 break
+            if oldest.waiters:
+                break  # who waits for an answer must get one; the next key makes room
             del self._keys[oldest.digest]
-            if not oldest.waiters:
-                self._dirty.pop(oldest.digest, None)
+            self._dirty.pop(oldest.digest, None)
         return entry
 
     def _mark(self, entry: KeyWindow, *, urgent: bool = False) -> None:

@@ -11,9 +11,10 @@ from typing import Annotated
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from serve_app.access.counting import count
 from serve_app.access.grants import Grants
 from serve_app.access.principal import Principal, Role
-from serve_app.access.quotas import USER_QUOTA, rate_limited
+from serve_app.access.quotas import USER_QUOTA
 from serve_app.middleware import RequestContext, context_of
 from serve_app.problems import Problem, Problems
 from serve_app.services import Services, services_of
@@ -30,7 +31,8 @@ class Scope(StrEnum):
     USER = "user"
     """Whoever has a valid token, within the user's quota."""
     METRICS = "metrics"
-    """As USER; or a scraper with ADMIN_TOKEN as its bearer token, uncounted."""
+    """A scraper with ADMIN_TOKEN as its bearer token, uncounted; or the role admin or super_admin: figures tell how the
+    service is used, which is nobody's business who may merely sign up."""
     ADMIN = "admin"
     """As USER with the role admin or super_admin, and the header X-Admin-Token where ADMIN_TOKEN is set."""
 
@@ -65,8 +67,10 @@ class Requires:
         started = time.perf_counter()
         try:
             principal = await authenticate(services, context, authorization)
+            if self.scope is not Scope.USER:
+                await _check_role(services, principal, context)
             if self.scope is Scope.ADMIN:
-                await _check_admin(services, principal, context, request.headers.get(ADMIN_TOKEN_HEADER, ""))
+                _check_admin_token(services, request.headers.get(ADMIN_TOKEN_HEADER, ""))
         finally:
             context.stages_ms["auth"] = (time.perf_counter() - started) * 1000
         return principal
@@ -80,10 +84,7 @@ async def authenticate(services: Services, context: RequestContext, authorizatio
     except TimeoutError:
         raise Problem(Problems.IDENTITY_UNAVAILABLE, "The identity provider did not answer in time.") from None
     context.user_id = principal.user_id
-    verdict = await services.quotas.take(USER_QUOTA, principal.user_id)
-    context.verdicts.append(verdict)
-    if not verdict.allowed:
-        raise rate_limited(verdict)
+    await count(services.quotas, USER_QUOTA, principal.user_id, context)
     return principal
 
 
@@ -97,10 +98,13 @@ def _is_scraper(services: Services, authorization: str | None) -> bool:
     return bool(expected) and hmac.compare_digest((authorization or "").encode(), f"Bearer {expected}".encode())
 
 
-async def _check_admin(services: Services, principal: Principal, context: RequestContext, offered: str) -> None:
+async def _check_role(services: Services, principal: Principal, context: RequestContext) -> None:
     role: Role = principal.token_role or (await grants_of(services, principal, context)).role
     if not role.is_admin:
         raise Problem(Problems.FORBIDDEN_ROLE, "This needs the role admin or super_admin.")
+
+
+def _check_admin_token(services: Services, offered: str) -> None:
     expected = services.settings.admin_token.get_secret_value()
     if expected and not hmac.compare_digest(offered.encode(), expected.encode()):
         raise Problem(Problems.ADMIN_TOKEN_WRONG, f"Send the admin token in the header {ADMIN_TOKEN_HEADER}.")

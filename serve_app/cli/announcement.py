@@ -12,7 +12,7 @@ import httpx
 from rich.console import Console
 
 from serve_app.access.development import SECRET_VARIABLE, mint_development_token, write_private_file
-from serve_app.access.development_grants import grant_development_access
+from serve_app.access.development_grants import grant_development_access, grants_come_from_this_file
 from serve_app.access.grants import GrantSourceError
 from serve_app.cli.cluster import RayCluster
 from serve_app.cli.first_request import DEMO_BUILDING, write_first_request
@@ -60,7 +60,9 @@ def announce(
 
 
 def _first_request(config: ServeConfig, cluster: RayCluster) -> list[str]:
-    issuer = token_issuer(os.environ.get("SUPABASE_URL"))
+    if not grants_come_from_this_file():
+        return ["  First request  with a token of a user of SUPABASE_URL who has a building there."]
+    issuer = token_issuer(None)
     token = mint_development_token(os.environ[SECRET_VARIABLE], DEMO_USER, TOKEN_MINUTES, issuer)
     try:
         grant_development_access(cluster.data_dir, DEMO_USER, [DEMO_BUILDING])

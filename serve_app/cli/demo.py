@@ -23,7 +23,7 @@ from rich.table import Table
 
 from models.signal import W_PER_KW
 from serve_app.access.development import mint_development_token, read_development_secret
-from serve_app.access.development_grants import grant_development_access
+from serve_app.access.development_grants import grant_development_access, grants_come_from_this_file
 from serve_app.access.grants import GrantSourceError
 from serve_app.demo.client import Contract, ServiceClient, is_loopback
 from serve_app.demo.errors import DemoError, ServiceError
@@ -191,6 +191,8 @@ def _development_token(options: Options) -> str:
         raise DemoError(f"A development token is only sent to this machine: pass --token or NILM_TOKEN for {host}.")
     if os.environ.get("ENV", "development") == "production":
         raise DemoError("ENV is production: pass a token of the identity provider with --token or NILM_TOKEN.")
+    if not grants_come_from_this_file():
+        raise DemoError("SUPABASE_URL is set: pass a token of one of its users with --token, and --building of theirs.")
     secret = read_development_secret(options.data_dir)
     if secret is None:
         raise DemoError(
@@ -200,7 +202,7 @@ def _development_token(options: Options) -> str:
     minutes = _TOKEN_MINUTES
     if options.rate.strip().lower() != "max":  # a slow replay outlives the usual token
         minutes = min(_MAX_TOKEN_MINUTES, max(minutes, round(options.hours * 60 + 60)))
-    issuer = token_issuer(os.environ.get("SUPABASE_URL"))
+    issuer = token_issuer(None)
     try:
         grant_development_access(options.data_dir, DEVELOPMENT_USER, [options.building_id])
     except (ValueError, GrantSourceError) as error:

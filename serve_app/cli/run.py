@@ -23,7 +23,7 @@ from rich.console import Console
 
 from serve_app.access.development import SECRET_VARIABLE, ensure_development_secret
 from serve_app.cli.announcement import announce
-from serve_app.cli.cluster import RayCluster
+from serve_app.cli.cluster import TRUST_NO_PROXY, RayCluster
 from serve_app.cli.preflight import (
     ALL_INTERFACES,
     LOOPBACK,
@@ -112,6 +112,7 @@ def stop_on_signals() -> Iterator[None]:
 def _check_settings(data_dir: Path, production: bool) -> None:
     """Settle the environment that the replicas will read, and let the service's own rules judge it."""
     os.environ["NILM_DATA_DIR"] = str(data_dir)
+    os.environ |= TRUST_NO_PROXY
     if not production:
         os.environ[SECRET_VARIABLE] = ensure_development_secret(data_dir)
         for name, value in DEVELOPMENT_LIMITS.items():

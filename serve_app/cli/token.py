@@ -14,7 +14,7 @@ from serve_app.access.development import (
     mint_development_token,
     read_development_secret,
 )
-from serve_app.access.development_grants import grant_development_access
+from serve_app.access.development_grants import grant_development_access, grants_come_from_this_file
 from serve_app.access.grants import GrantSourceError
 from serve_app.access.principal import Role
 from serve_app.settings import token_issuer
@@ -40,6 +40,8 @@ def token(
     """Print a token for the development service, signed with its local secret. Refused in production."""
     if os.environ.get("ENV", "development") == "production":
         _refuse("ENV is production: its tokens come from the identity provider, `nilm token` makes none.")
+    if os.environ.get("SUPABASE_URL") and os.environ.get("ENV") != "development":
+        _refuse("SUPABASE_URL is set, so its users sign in there; with ENV=development `nilm token` makes tokens too.")
     secret = read_development_secret(data_dir)
     if secret is None:
         _refuse(
@@ -48,7 +50,7 @@ def token(
         )
     issuer = token_issuer(os.environ.get("SUPABASE_URL"))
     if buildings:
-        if os.environ.get("SUPABASE_URL"):
+        if not grants_come_from_this_file():
             _refuse("SUPABASE_URL is set, so buildings are granted there and not by `nilm token --buildings`.")
         try:
             grant_development_access(data_dir, user, [name.strip() for entry in buildings for name in entry.split(",")])

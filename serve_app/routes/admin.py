@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
+from pydantic import ValidationError
 
 from deployments.noticeboard import Answers
 from serve_app.access.scopes import Requires, Scope
@@ -16,8 +17,9 @@ from serve_app.admin_schemas import (
     ReplicaRemoved,
 )
 from serve_app.bodies import json_body, read_json
+from serve_app.middleware import RequestContext
 from serve_app.schemas import ProblemDocument
-from serve_app.services import Services, services_of
+from serve_app.services import Services, context_from, services_of
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemDocument} for status in (400, 401, 403, 408, 413, 415, 422, 429, 431, 503)
@@ -28,10 +30,14 @@ router = APIRouter(
 
 
 @router.post("/cache/invalidate", openapi_extra=json_body(InvalidateRequest))
-async def invalidate_cache(request: Request, services: Annotated[Services, Depends(services_of)]) -> InvalidateResponse:
+async def invalidate_cache(
+    request: Request,
+    services: Annotated[Services, Depends(services_of)],
+    context: Annotated[RequestContext, Depends(context_from)],
+) -> InvalidateResponse:
     """Forget cached grants, of one user or of all: revoked access ends now and not with the cache's lifetime."""
     body = await read_json(request, InvalidateRequest)
-    answers = await services.cache_control.drop(body.user_id)
+    answers = await services.cache_control.drop(body.user_id, context.remaining_s())
     replicas = [ReplicaRemoved(replica=name, removed=said.get("removed", 0)) for name, said in _sorted(answers)]
     return InvalidateResponse(
         removed=sum(one.removed for one in replicas), replicas=replicas, silent_replicas=list(answers.silent)
@@ -39,13 +45,18 @@ async def invalidate_cache(request: Request, services: Annotated[Services, Depen
 
 
 @router.get("/cache/stats")
-async def cache_stats(services: Annotated[Services, Depends(services_of)]) -> CacheStatsResponse:
+async def cache_stats(
+    services: Annotated[Services, Depends(services_of)], context: Annotated[RequestContext, Depends(context_from)]
+) -> CacheStatsResponse:
     """Figures of the grants cache of every ingress replica, since it started."""
-    answers = await services.cache_control.stats()
-    return CacheStatsResponse(
-        replicas=[ReplicaCache(replica=name, **said) for name, said in _sorted(answers)],
-        silent_replicas=list(answers.silent),
-    )
+    answers = await services.cache_control.stats(context.remaining_s())
+    replicas, silent = [], set(answers.silent)
+    for name, said in _sorted(answers):
+        try:
+            replicas.append(ReplicaCache.model_validate({"replica": name, **said}))
+        except ValidationError:  # of another version of us, in a rolling update
+            silent.add(name)
+    return CacheStatsResponse(replicas=replicas, silent_replicas=sorted(silent))
 
 
 def _sorted(answers: Answers) -> list[tuple[str, dict[str, int]]]:

@@ -15,7 +15,7 @@ from serve_app.settings import Environment
 
 router = APIRouter(tags=["health"])
 PUBLIC = [Depends(Public())]
-REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": ProblemDocument} for status in (401, 429, 431, 503)}
+REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": ProblemDocument} for status in (401, 403, 429, 431, 503)}
 NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready; `reasons` outside production"}}
 
 
@@ -56,7 +56,7 @@ async def health(services: Annotated[Services, Depends(services_of)]) -> dict[st
     dependencies=[Depends(Requires(Scope.METRICS))],
 )
 async def prometheus(services: Annotated[Services, Depends(services_of)]) -> Response:
-    """The Prometheus text format; credential: a user's token, or ADMIN_TOKEN as the bearer."""
+    """The Prometheus text format; credential: ADMIN_TOKEN as the bearer, or an admin's token."""
     catalogue = services.catalogue
     body = metrics.render(services.metrics, catalogue.appliances(), catalogue.store())
     return Response(body, media_type=CONTENT_TYPE_LATEST)

@@ -28,7 +28,7 @@ from serve_app.cli.serve_api import ServeApi
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "integration-tests-only-" + "0" * 32
-ADMIN_TOKEN = "integration-tests-admin-token"
+ADMIN_TOKEN = "integration-tests-admin-token-of-more-than-32-characters"
 READY_TIMEOUT_S = 240.0
 
 

@@ -172,7 +172,7 @@ def app() -> Any:
         verifier=TokenVerifier(issuer="nobody", secret="s" * 40, keys=None),
         grants=grants,
         quotas=SharedQuotas(unreported, settings.requests_per_minute, logger=logger),
-        cache_control=CacheControl(None),
+        cache_control=CacheControl(None, "none"),
         registry=Registry((), ROOT),
         catalogue=catalogue,
         predictor=Predictor(appliances={}, persistence=None, catalogue=catalogue, grants=grants),

@@ -98,16 +98,20 @@ def test_buildings_that_cannot_be_granted_give_no_token(
         (tmp_path / "development-grants.json").write_text("{")
     if case == "Supabase grants":
         monkeypatch.setenv("SUPABASE_URL", "https://project.test")
+        monkeypatch.setenv("ENV", "development")
     building = "two words" if case == "an id that is none" else "h1"
     result = CliRunner().invoke(app, ["token", "--data-dir", str(tmp_path), "--buildings", building])
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("case", ["production", "no secret"])
+@pytest.mark.parametrize("case", ["production", "perhaps production", "no secret"])
 def test_the_command_refuses_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     if case == "production":
         monkeypatch.setenv("ENV", "production")
+    if case == "perhaps production":  # to the service, no ENV is production
+        monkeypatch.setenv("SUPABASE_URL", "https://project.test")
+    if case != "no secret":
         ensure_development_secret(tmp_path)
     result = CliRunner().invoke(app, ["token", "--data-dir", str(tmp_path)])
     assert result.exit_code == 2

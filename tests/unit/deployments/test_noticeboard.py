@@ -85,10 +85,8 @@ async def test_a_replica_that_is_gone_is_not_waited_for() -> None:
     board = Noticeboard(clock)
     await join(board, "gone")
     clock.now = GONE_AFTER_S + 1
-    started = asyncio.get_running_loop().time()
-    answers = await board.ask("x", wait_s=5)
+    answers = await board.ask("x", wait_s=600)  # the test's own limit is below that
     assert (answers.by_replica, answers.silent) == ({}, ())
-    assert asyncio.get_running_loop().time() - started < 4
 
 
 async def test_a_late_answer_and_a_strangers_are_dropped() -> None:
@@ -123,6 +121,14 @@ async def test_a_new_board_knows_that_it_has_forgotten() -> None:
     after = (await join(old, "a"))["a"]
     await asyncio.sleep(0.001)
     assert (await Noticeboard().listen("a", after, wait_s=0.01)).missed
+
+
+async def test_a_board_whose_clock_is_behind_knows_it_too() -> None:
+    board = Noticeboard()
+    after = (await join(board, "a"))["a"] + 10**12
+    heard = await board.listen("a", after)
+    assert heard.missed
+    assert heard.last_number < after
 
 
 async def test_a_cancelled_listener_leaves_the_board_whole() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.appliances import appliance
 from models.training.meters import with_agreeing_meters
-from models.training.sampling import BatchSampler
+from models.training.sampling import WARP_SAMPLES, WARP_SPEEDS, BatchSampler
 from tests.unit.models.synthetic import synthetic_home
 
 HOME = synthetic_home(1)
@@ -60,3 +60,15 @@ def test_a_programmes_state_is_its_recorded_one() -> None:
     batch = BatchSampler((HOME, synthetic_home(2)), machine, 128, seed=3).batch(256)
     assert set(np.unique(batch.state)) == {0.0, 1.0}
     assert (batch.power_w[batch.state > 0] > 0).all()
+
+
+def test_a_programmes_phases_are_warped_each_for_itself_and_the_middle_stays() -> None:
+    sampler = BatchSampler((HOME, synthetic_home(2)), appliance("washing_machine"), 128, seed=3)
+    offsets = sampler._warped(200)
+    assert offsets.shape == (200, 128)
+    assert np.allclose(offsets[:, 64], 64)
+    speeds = np.diff(offsets, axis=1)
+    assert WARP_SPEEDS[0] * 0.999 <= speeds.min() < 0.6
+    assert 1.4 < speeds.max() <= WARP_SPEEDS[1] * 1.001
+    changes = (np.abs(np.diff(speeds, axis=1)) > 1e-6).sum(axis=1)
+    assert set(changes) <= {128 // WARP_SAMPLES - 1, 128 // WARP_SAMPLES, 128 // WARP_SAMPLES + 1}

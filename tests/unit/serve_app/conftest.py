@@ -40,7 +40,7 @@ from deployments.contracts import (
 from deployments.coordinator import Coordinator
 from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
-from serve_app.access.cache_control import CacheControl
+from serve_app.access.cache_control import CacheControl, CacheListener
 from serve_app.access.grants import ALL, GrantCache, Grants
 from serve_app.access.principal import Principal, Role
 from serve_app.access.quotas import SharedQuotas
@@ -55,9 +55,10 @@ from serve_app.settings import Environment, Settings
 
 SECRET = "unit-test-secret-of-more-than-thirty-two-bytes"
 ISSUER = "https://project.supabase.test/auth/v1"
-ADMIN_TOKEN = "admin-token-for-tests"
+ADMIN_TOKEN = "admin-token-for-tests-of-32-characters"
 ORIGIN = "https://app.test"
 SHA256 = "ab" * 32
+REPLICA = "this-replica"
 
 
 class Method:
@@ -366,7 +367,7 @@ async def start(
         verifier=TokenVerifier(issuer=ISSUER, secret=SECRET, keys=None),
         grants=cache,
         quotas=SharedQuotas(coordinator.report.remote, configuration.requests_per_minute, logger=logger),
-        cache_control=CacheControl(coordinator),
+        cache_control=CacheControl(coordinator, REPLICA),
         registry=Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path()),
         catalogue=catalogue,
         predictor=Predictor(appliances=fakes, persistence=store, catalogue=catalogue, grants=cache),
@@ -378,13 +379,18 @@ async def start(
     async def no_background() -> AsyncIterator[None]:
         yield
 
+    listening = asyncio.create_task(CacheListener(coordinator, REPLICA, cache, logger).run())
+    await asyncio.sleep(0)
     app: Any = build_http_app(services, no_background)
     if poll:
         await catalogue.refresh()
     transport = httpx.ASGITransport(app=ServeRequestId(app) if proxied else app)
     headers = {"Authorization": f"Bearer {mint()}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://nilm.test", headers=headers) as client:
-        yield Harness(app, client, store, fakes, catalogue, services, handler.lines, coordinator, source)
+        try:
+            yield Harness(app, client, store, fakes, catalogue, services, handler.lines, coordinator, source)
+        finally:
+            listening.cancel()
 
 
 @pytest.fixture(autouse=True)

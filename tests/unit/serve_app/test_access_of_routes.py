@@ -101,6 +101,15 @@ async def test_a_trusted_proxys_clients_have_a_quota_each(
         assert {reply.status_code for reply in replies} == statuses
 
 
+async def test_a_proxy_that_is_not_trusted_is_named_once_in_the_log(kit: SimpleNamespace) -> None:
+    async with kit.start() as service:
+        for _ in range(3):
+            await service.client.get("/models", headers={"X-Forwarded-For": "203.0.113.5"})
+        assert [line["message"] for line in service.log].count(
+            "X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is not believed"
+        ) == 1
+
+
 async def test_the_scrapers_token_is_not_counted(kit: SimpleNamespace) -> None:
     async with kit.start(rate_limit_per_user=1) as service:
         for _ in range(3):

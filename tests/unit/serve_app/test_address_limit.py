@@ -17,6 +17,7 @@ from serve_app.access.quotas import Verdict
 from serve_app.metrics import HttpMetrics
 from serve_app.middleware import RequestContextMiddleware, context_of
 
+LOGGER = logging.Logger("limits")
 EXEMPT = frozenset({"/live", "/api/ready"})
 
 
@@ -65,7 +66,11 @@ def behind() -> Behind:
 @pytest.fixture
 def app(quotas: FakeQuotas, behind: Behind) -> ASGIApp:
     limited = AddressLimitMiddleware(
-        behind, quotas=quotas, addresses=ClientAddresses(["10.0.0.0/8"]), exempt_paths=EXEMPT
+        behind,
+        quotas=quotas,
+        addresses=ClientAddresses(["10.0.0.0/8"]),
+        exempt_paths=EXEMPT,
+        logger=logging.Logger("limits"),
     )
     return RequestContextMiddleware(limited, timeout_s=5, metrics=HttpMetrics(), logger=logging.Logger("limits"))
 
@@ -164,7 +169,7 @@ async def test_no_peer_shares_one_quota(app: ASGIApp, quotas: FakeQuotas) -> Non
 
 
 async def test_what_is_not_http_passes(quotas: FakeQuotas, behind: Behind) -> None:
-    app = AddressLimitMiddleware(behind, quotas=quotas, addresses=ClientAddresses(), exempt_paths=())
+    app = AddressLimitMiddleware(behind, quotas=quotas, addresses=ClientAddresses(), exempt_paths=(), logger=LOGGER)
     await app({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
     assert (behind.reached, quotas.taken) == (["lifespan"], [])
 

@@ -6,16 +6,27 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from serve_app.access import cache_control
 from serve_app.access.cache_control import CacheListener
 from serve_app.access.grants import GrantCache
 from serve_app.access.principal import Principal, Role
 
 ADMIN = {"role": "admin"}
+
+
+@dataclass(frozen=True)
+class OtherStats:
+    """What a later version may say."""
+
+    something_new: int
+
+
 ROUTES = [("POST", "/admin/cache/invalidate", {"all": True}), ("GET", "/admin/cache/stats", None)]
 
 
@@ -88,7 +99,6 @@ async def test_the_profile_makes_an_admin_where_the_token_names_no_role(kit: Sim
         reply = await service.client.get("/admin/cache/stats", headers=headers(kit, None))
         assert reply.status_code == 200
         grants.failure = ConnectionError()
-        await service.services.grants.aclose()
         service.services.grants.invalidate(None)
         reply = await service.client.get("/admin/cache/stats", headers=headers(kit, None))
         assert (reply.status_code, reply.json()["code"]) == (503, "grants_unavailable")
@@ -111,13 +121,18 @@ async def test_invalidation_reaches_every_replica_and_says_what_it_did(kit: Simp
         reply = await service.client.post("/admin/cache/invalidate", json={"user_id": "user-1"}, headers=headers(kit))
         assert reply.json() == {
             "removed": 2,
-            "replicas": [{"replica": "a", "removed": 1}, {"replica": "b", "removed": 1}],
+            "replicas": [
+                {"replica": "a", "removed": 1},
+                {"replica": "b", "removed": 1},
+                {"replica": "this-replica", "removed": 0},
+            ],
             "silent_replicas": [],
         }
         reply = await service.client.get("/admin/cache/stats", headers=headers(kit))
         assert [(one["replica"], one["entries"], one["misses"]) for one in reply.json()["replicas"]] == [
             ("a", 1, 2),
             ("b", 1, 2),
+            ("this-replica", 0, 0),
         ]
         reply = await service.client.post("/admin/cache/invalidate", json={"all": True}, headers=headers(kit))
         assert reply.json()["removed"] == 2
@@ -145,6 +160,23 @@ async def test_without_the_coordinator_it_is_503_and_not_a_success(kit: SimpleNa
     assert int(reply.headers["Retry-After"]) >= 1
 
 
+async def test_a_coordinator_that_does_not_know_us_yet_is_503_too(kit: SimpleNamespace) -> None:
+    """Just after its restart nobody listens: "nobody had anything to forget" would be a lie."""
+    async with kit.start() as service:
+        service.coordinator.real._board = type(service.coordinator.real._board)()
+        reply = await service.client.post("/admin/cache/invalidate", json={"all": True}, headers=headers(kit))
+    assert (reply.status_code, reply.json()["code"]) == (503, "coordination_unavailable")
+
+
+async def test_a_replica_of_another_version_is_listed_and_breaks_nothing(kit: SimpleNamespace) -> None:
+    async with kit.start() as service, replicas(service, kit, "new") as caches:
+        caches["new"].stats = lambda: OtherStats(1)  # type: ignore[assignment, method-assign, return-value]
+        reply = await service.client.get("/admin/cache/stats", headers=headers(kit))
+    assert reply.status_code == 200
+    assert [one["replica"] for one in reply.json()["replicas"]] == ["this-replica"]
+    assert reply.json()["silent_replicas"] == ["new"]
+
+
 async def test_a_replica_that_lost_the_coordinator_believes_nothing_it_knew(kit: SimpleNamespace) -> None:
     """A question may have passed it by; fail closed."""
     async with kit.start() as service, replicas(service, kit, "a") as caches:
@@ -157,21 +189,27 @@ async def test_a_replica_that_lost_the_coordinator_believes_nothing_it_knew(kit:
         assert caches["a"].stats().entries == 0
 
 
-async def test_listening_goes_on_after_the_coordinator_died(kit: SimpleNamespace) -> None:
-    calls = []
+async def test_listening_goes_on_after_the_coordinator_died(
+    kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_control, "RETRY_S", 0.01)
+    calls: list[int | None] = []
+    three = asyncio.Event()
 
     async def listen(replica: str, after: int | None) -> object:
-        calls.append(after)
-        if len(calls) == 2:
+        if replica == "a":
+            calls.append(after)
+        if len(calls) == 3:
+            three.set()
+        if replica == "a" and len(calls) == 2:
             raise ConnectionError("died")
         return await service.coordinator.real.listen(replica, after)
 
     async with kit.start() as service:
         cache = GrantCache(kit.FixedGrants())
         service.coordinator.listen = kit.Method(listen)
-        listener = CacheListener(service.coordinator, "a", cache, logging.Logger("unit"))
-        task = asyncio.create_task(listener.run())
-        await asyncio.sleep(1.2)
+        task = asyncio.create_task(CacheListener(service.coordinator, "a", cache, logging.Logger("unit")).run())
+        await asyncio.wait_for(three.wait(), 30)
         task.cancel()
     # From now on, from there on (died), and anew.
     assert calls[0] is None

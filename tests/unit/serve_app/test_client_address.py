@@ -176,7 +176,7 @@ def test_an_entry_that_cannot_be_read_is_named(entry: str) -> None:
 
 @pytest.mark.parametrize("entry", ["0.0.0.0/0", "::/0", "::ffff:0:0/96", "0.0.0.0/0.0.0.0"])
 def test_trusting_everyone_is_refused(entry: str) -> None:
-    with pytest.raises(ValueError, match="trusts everyone"):
+    with pytest.raises(ValueError, match="trusts so many"):
         ClientAddresses([entry])
 
 

@@ -194,6 +194,7 @@ async def test_one_line_a_request_without_its_credential(service: Any, kit: Any)
     assert "eyJ" not in str(service.log)
 
 
+SCRAPER = {"Authorization": "Bearer admin-token-for-tests-of-32-characters"}
 HOSTILE = ["/nothing", "/../etc/passwd", "/infer/x", "/models/a", "/models/b", "/api/models/c", "/%00", "/🔥"]
 
 
@@ -202,7 +203,7 @@ async def test_metrics_keep_closed_labels_under_hostile_requests(service: Any) -
         await service.client.request(f"M{number}", path)
         await service.client.get(path)
     await service.infer()
-    text = (await service.client.get("/metrics")).text
+    text = (await service.client.get("/metrics", headers=SCRAPER)).text
     labels = set(re.findall(r'(\w+)="([^"]*)"', text))
     routes = {value for name, value in labels if name == "route"}
     assert routes <= {"unmatched", "/infer", "/models/{model_id}", "/api/models/{model_id}"}
@@ -213,7 +214,7 @@ async def test_metrics_keep_closed_labels_under_hostile_requests(service: Any) -
 
 async def test_metrics_say_what_happened(service: Any) -> None:
     await service.infer()
-    text = (await service.client.get("/api/metrics")).text
+    text = (await service.client.get("/api/metrics", headers=SCRAPER)).text
     for sample in (
         'nilm_http_requests_total{method="POST",route="/infer",status_class="2xx"} 1.0',
         'nilm_http_request_seconds_count{route="/infer"} 1.0',
@@ -227,16 +228,25 @@ async def test_metrics_say_what_happened(service: Any) -> None:
 @pytest.mark.parametrize(
     ("authorization", "status"),
     [
-        ("Bearer admin-token-for-tests", 200),
+        (SCRAPER["Authorization"], 200),
         ("", 401),
-        ("admin-token-for-tests", 401),
-        ("Bearer admin-token-for-test", 401),
+        (SCRAPER["Authorization"].removeprefix("Bearer "), 401),
+        (SCRAPER["Authorization"][:-1], 401),
         ("Bearer ", 401),
         (b"Bearer \xe9", 401),
     ],
 )
 async def test_metrics_need_a_credential(service: Any, authorization: str | bytes, status: int) -> None:
     response = await service.client.get("/metrics", headers={"authorization": authorization})
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("claims", "status"),
+    [({}, 403), ({"is_anonymous": True}, 403), ({"app_metadata": {"role": "admin"}}, 200)],
+)
+async def test_metrics_are_not_for_whoever_may_sign_up(service: Any, kit: Any, claims: Any, status: int) -> None:
+    response = await service.client.get("/metrics", headers={"Authorization": f"Bearer {kit.mint(**claims)}"})
     assert response.status_code == status
 
 

@@ -564,7 +564,7 @@ async def test_a_hanging_key_set_costs_other_requests_nothing(
             f"\n  new tokens while the key set hangs: median {during_ms:.2f} ms, slowest {slowest[1]:.1f} ms "
             f"(before: {before_ms:.2f} ms, {slowest[0]:.1f} ms)"
         )
-    assert slowest[1] < 1000
+    assert slowest[1] < 30_000, "a request waited for the endpoint that hangs"
     assert set(await asyncio.gather(*strangers)) == {Problems.IDENTITY_UNAVAILABLE}
     assert issuer.requests == 2
 

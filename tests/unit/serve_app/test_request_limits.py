@@ -84,6 +84,20 @@ async def test_a_declared_length_is_refused_before_a_byte_is_read(kit: SimpleNam
     assert (upload.status, upload.code, upload.taken_bytes) == (413, "body_too_large", 0)
 
 
+async def test_a_length_longer_than_any_number_is_refused(kit: SimpleNamespace) -> None:
+    upload = await post(kit, Upload(b"x"), (b"content-length", b"9" * 5000))
+    assert (upload.status, upload.code) == (413, "body_too_large")
+
+
+async def test_what_is_refused_for_its_size_is_counted_too(kit: SimpleNamespace) -> None:
+    async with kit.start(rate_limit_per_ip=2) as service:
+        statuses = [
+            (await service.client.get("/models", headers={"X-Padding": "a" * MAX_HEADERS_BYTES})).status_code
+            for _ in range(4)
+        ]
+    assert statuses == [431, 431, 429, 429]
+
+
 async def test_a_length_that_lies_is_counted_all_the_same(kit: SimpleNamespace) -> None:
     upload = await post(kit, Upload(*[b"[" * 65536] * 160), (b"content-length", b"10"))
     assert upload.status == 413

@@ -16,8 +16,9 @@ PRODUCTION = {
     "SUPABASE_URL": "https://abcdefgh.supabase.co",
     "SUPABASE_SERVICE_ROLE_KEY": "service-key-value",
     "SUPABASE_JWT_SECRET": GOOD_SECRET,
-    "ADMIN_TOKEN": "Zx81-admin",
+    "ADMIN_TOKEN": "Zx81-admin-7f3e9a1c5b2d8e4f6a0c9b7d",
     "CORS_ORIGINS": "https://app.nilm.energy",
+    "FORWARDED_ALLOW_IPS": "",
 }
 
 
@@ -68,11 +69,11 @@ def test_limits_and_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_env_it_is_production_and_every_missing_value_is_named() -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings()
-    for name in PRODUCTION.keys() - {"ENV", "SUPABASE_JWT_SECRET"}:
+    for name in PRODUCTION.keys() - {"ENV", "SUPABASE_JWT_SECRET", "FORWARDED_ALLOW_IPS"}:
         assert f"{name} is missing" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(PRODUCTION.keys() - {"ENV", "SUPABASE_JWT_SECRET"}))
+@pytest.mark.parametrize("name", sorted(PRODUCTION.keys() - {"ENV", "SUPABASE_JWT_SECRET", "FORWARDED_ALLOW_IPS"}))
 def test_an_empty_value_is_a_missing_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     environment(monkeypatch, **PRODUCTION | {name: ""})
     with pytest.raises(SettingsError, match=f"{name} is missing"):
@@ -148,7 +149,12 @@ def test_influx_without_its_token_cannot_start_even_in_development(monkeypatch: 
         ("RATE_LIMIT_PER_IP", "many"),
         ("TRUSTED_PROXIES", "10.0.0.0/8, proxy.internal"),
         ("TRUSTED_PROXIES", "0.0.0.0/0"),
+        ("TRUSTED_PROXIES", "0.0.0.0/1,128.0.0.0/1"),
         ("REDIS_URL", "http://cache:6379"),
+        ("REDIS_URL", "redis://"),
+        ("SUPABASE_URL", "http://abcdefgh.supabase.co"),
+        ("ADMIN_TOKEN", "Zx81"),
+        ("FORWARDED_ALLOW_IPS", "*"),
         ("EXPOSE_DOCS", "perhaps"),
     ],
 )
@@ -158,8 +164,32 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
         load_settings()
 
 
+def test_a_redis_url_that_cannot_be_read_gives_nothing_of_its_password_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, **PRODUCTION | {"REDIS_URL": "redis://:s3:cr#et@cache/0"})
+    with pytest.raises(SettingsError, match="REDIS_URL") as caught:
+        load_settings()
+    assert "s3" not in str(caught.value)
+
+
+def test_production_must_be_told_that_the_server_itself_trusts_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, **PRODUCTION)
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS")
+    with pytest.raises(SettingsError, match="FORWARDED_ALLOW_IPS must be set and empty"):
+        load_settings()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:54321", "http://10.2.3.4", "http://kong:8000", "http://kong.db.svc"])
+def test_a_provider_inside_the_own_network_may_be_plain_http(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    environment(monkeypatch, **PRODUCTION | {"SUPABASE_URL": url})
+    assert load_settings().supabase_url == url
+
+
 def test_no_secret_in_repr_or_dump(monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = {"SUPABASE_JWT_SECRET": GOOD_SECRET, "ADMIN_TOKEN": "Zx81-admin", "INFLUX_TOKEN": "in7lux-t0ken"}
+    secrets = {
+        "SUPABASE_JWT_SECRET": GOOD_SECRET,
+        "ADMIN_TOKEN": PRODUCTION["ADMIN_TOKEN"],
+        "INFLUX_TOKEN": "in7lux-t0ken",
+    }
     secrets["REDIS_URL"] = "redis://:p4ss@cache:6379"
     environment(monkeypatch, **PRODUCTION | secrets | {"INFLUX_URL": "http://influx:8086", "INFLUX_ORG": "o"})
     settings = load_settings()
