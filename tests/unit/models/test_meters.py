@@ -63,12 +63,21 @@ def test_a_programmes_state_is_its_recorded_one() -> None:
 
 
 def test_a_programmes_phases_are_warped_each_for_itself_and_the_middle_stays() -> None:
-    sampler = BatchSampler((HOME, synthetic_home(2)), appliance("washing_machine"), 128, seed=3)
-    offsets = sampler._warped(200)
+    sampler = BatchSampler((HOME, synthetic_home(2)), KETTLE, 128, seed=3)
+    offsets = sampler._offsets("dishwasher", 200)
     assert offsets.shape == (200, 128)
     assert np.allclose(offsets[:, 64], 64)
-    speeds = np.diff(offsets, axis=1)
-    assert WARP_SPEEDS[0] * 0.999 <= speeds.min() < 0.6
-    assert 1.4 < speeds.max() <= WARP_SPEEDS[1] * 1.001
+    speeds, (slowest, fastest) = np.diff(offsets, axis=1), WARP_SPEEDS["dishwasher"]
+    assert slowest * 0.999 <= speeds.min() < 0.6
+    assert 1.4 < speeds.max() <= fastest * 1.001
     changes = (np.abs(np.diff(speeds, axis=1)) > 1e-6).sum(axis=1)
     assert set(changes) <= {128 // WARP_SAMPLES - 1, 128 // WARP_SAMPLES, 128 // WARP_SAMPLES + 1}
+
+
+def test_a_washing_machine_is_stretched_as_a_whole_and_a_kettle_not_at_all() -> None:
+    sampler = BatchSampler((HOME, synthetic_home(2)), KETTLE, 128, seed=3)
+    speeds = np.diff(sampler._offsets("washing_machine", 50), axis=1)
+    assert np.allclose(speeds, speeds[:, :1], atol=1e-4)
+    assert speeds.min() < 0.8
+    assert speeds.max() > 1.3
+    assert np.array_equal(sampler._offsets("kettle", 50), np.arange(128)[None])
