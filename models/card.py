@@ -29,8 +29,9 @@ SECTIONS = (
 
 DISCLOSURE = (
     "The recipe was developed on the training homes and IDEAL Home 65, but not blindly: earlier models and attempts "
-    "were tested on UK-DALE House 2 too, and how well its sub-meters agree with its mains was looked at once. No "
-    "weight, threshold, calibration or interval was fitted to it; take the figures there as slightly favourable."
+    "were tested on UK-DALE House 2 too, how well its sub-meters agree with its mains was looked at, and so were the "
+    "programmes of its dishwasher before those of the training homes were warped in time. No weight, threshold, "
+    "calibration or interval was fitted to it; take the figures there as favourable, a dishwasher's most."
 )
 TITLES = {
     UNSEEN_HOME: "On a home it never saw",
