@@ -14,9 +14,9 @@ from starlette.responses import Response
 from serve_app.access.address_limit import AddressLimitMiddleware
 from serve_app.access.client_address import ClientAddresses
 from serve_app.bodies import json_pointer
-from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, context_of
+from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, problem_reply
 from serve_app.openapi import DocumentedAPI
-from serve_app.problems import FieldError, Problem, Problems, from_framework_status, problem_response
+from serve_app.problems import FieldError, Problem, Problems, from_framework_status
 from serve_app.request_limits import RequestLimitMiddleware
 from serve_app.routes import admin, health, inference, models
 from serve_app.services import Services
@@ -96,9 +96,7 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
 
 
 def _reply(request: Request, problem: Problem) -> Response:
-    context = context_of(request.scope)
-    context.problem_code = problem.kind.value.code
-    return problem_response(problem, instance=request.url.path, request_id=context.request_id)
+    return problem_reply(request.scope, problem, instance=request.url.path)
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:

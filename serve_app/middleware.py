@@ -11,10 +11,13 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.quotas import Verdict, policy_header, state_header
@@ -57,6 +60,15 @@ class RequestContext:
         """Seconds until the deadline, never negative."""
         return max(0.0, self.deadline_s - time.time())
 
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time spent inside to a stage, also when it ends in a failure."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + (time.perf_counter() - started) * 1000
+
     def server_timing(self) -> str:
         """The Server-Timing header: milliseconds by stage."""
         return ", ".join(f"{name};dur={value:.2f}" for name, value in self.stages_ms.items())
@@ -65,6 +77,13 @@ class RequestContext:
 def context_of(scope: Scope) -> RequestContext:
     """The context the middleware put into this request's scope."""
     return cast(RequestContext, scope["nilm.context"])
+
+
+def problem_reply(scope: Scope, problem: Problem, instance: str | None = None) -> Response:
+    """The reply that refuses this request; the log line will name the problem. `instance`: the path if left out."""
+    context = context_of(scope)
+    context.problem_code = problem.kind.value.code
+    return problem_response(problem, instance=instance or scope["path"], request_id=context.request_id)
 
 
 class RequestContextMiddleware:
@@ -118,10 +137,8 @@ class RequestContextMiddleware:
             self._logger.exception("request crashed", extra={"fields": {"request_id": context.request_id}})
             if started:
                 raise
-            context.problem_code = Problems.INTERNAL.value.code
             problem = Problem(Problems.INTERNAL, "The failure was logged under this request id.")
-            response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
-            await response(scope, receive, send_with_headers)
+            await problem_reply(scope, problem)(scope, receive, send_with_headers)
         finally:
             self._finish(scope, context, status)
 

@@ -63,7 +63,8 @@ class Predictor:
             raise Problem(Problems.FORBIDDEN_APPLIANCE, detail, [FieldError("/appliance_id", "not granted")])
         window = np.asarray(body.window, dtype=np.float32)
         window_end = body.window_end()
-        inference = await _timed(context, "infer", run_window(handle, window, body.attribution, context.deadline_s))
+        with context.timed("infer"):
+            inference = await run_window(handle, window, body.attribution, context.deadline_s)
         context.stages_ms["queue"] = inference.queue_ms
         context.labels["appliance"] = body.appliance_id
         context.labels["model_version"] = inference.model_version
@@ -106,7 +107,8 @@ class Predictor:
             detail = f"The window must hold exactly {plan.input_window_size} samples of {plan.sample_period_s:g} s."
             raise Problem(Problems.WINDOW_LENGTH, detail, [FieldError("/window", detail)])
         models_until_s = time.time() + context.remaining_s() * MODELS_SHARE
-        answers = await _timed(context, "infer", self._fan_out(plan, allowed, window, body.attribution, models_until_s))
+        with context.timed("infer"):
+            answers = await self._fan_out(plan, allowed, window, body.attribution, models_until_s)
         if not answers:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
         instant = _sample_time(window_end, len(window), plan.output_sample_index, plan.sample_period_s)
@@ -139,9 +141,8 @@ class Predictor:
         )
 
     async def _building_grants(self, principal: Principal, building_id: str, context: RequestContext) -> Grants:
-        started = time.perf_counter()
-        grants = await self.grants.grants(principal, context.remaining_s())
-        context.stages_ms["auth"] = context.stages_ms.get("auth", 0.0) + (time.perf_counter() - started) * 1000
+        with context.timed("auth"):
+            grants = await self.grants.grants(principal, context.remaining_s())
         if not grants.may_use(building_id):
             detail = "Your account does not grant this building."
             raise Problem(Problems.FORBIDDEN_BUILDING, detail, [FieldError("/building_id", "not granted")])
@@ -175,15 +176,8 @@ class Predictor:
         task = asyncio.create_task(write, context=contextvars.Context())
         self.writes.add(task)
         task.add_done_callback(self.writes.discard)
-        await _timed(context, "persist", asyncio.shield(task))
-
-
-async def _timed(context: RequestContext, stage: str, work: Any) -> Any:
-    started = time.perf_counter()
-    try:
-        return await work
-    finally:
-        context.stages_ms[stage] = (time.perf_counter() - started) * 1000
+        with context.timed("persist"):
+            await asyncio.shield(task)
 
 
 def _interval_kw(

@@ -7,8 +7,8 @@ import asyncio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.middleware import RequestContext, context_of
-from serve_app.problems import Problem, Problems, problem_response
+from serve_app.middleware import RequestContext, context_of, problem_reply
+from serve_app.problems import Problem, Problems
 
 MAX_HEADERS_BYTES = 16 * 1024
 """Twice the largest token, and far under what the server in front buffers."""
@@ -32,7 +32,7 @@ class RequestLimitMiddleware:
             return
         refusal = self._refusal(scope)
         if refusal is not None:
-            await _reply(scope, receive, send, refusal)
+            await problem_reply(scope, refusal)(scope, receive, send)
             return
         body = _BoundedBody(receive, context_of(scope), self._body_limit_bytes)
         started = False
@@ -47,7 +47,7 @@ class RequestLimitMiddleware:
         except _Refused as refused:
             if started:
                 raise
-            await _reply(scope, receive, send, refused.problem)
+            await problem_reply(scope, refused.problem)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Problem | None:
         """What the headers alone already show."""
@@ -90,13 +90,6 @@ class _BoundedBody:
 
 def _too_large(limit_bytes: int) -> Problem:
     return Problem(Problems.BODY_TOO_LARGE, f"The body is larger than {limit_bytes} bytes.", headers=_CLOSE)
-
-
-async def _reply(scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
-    context = context_of(scope)
-    context.problem_code = problem.kind.value.code
-    response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
-    await response(scope, receive, send)
 
 
 class _Refused(Exception):

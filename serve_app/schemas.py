@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
 
@@ -181,6 +181,11 @@ class ModelsResponse(BaseModel):
     appliances: list[ServingAppliance]
     disaggregate: DisaggregateShape | None = Field(description="For `final` answers")
     disaggregate_provisional: DisaggregateShape | None = Field(description="For `provisional` answers")
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route's OpenAPI description says of the statuses it refuses with."""
+    return {status: {"model": ProblemDocument} for status in statuses}
 
 
 class ProblemDocument(BaseModel):

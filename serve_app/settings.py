@@ -39,6 +39,10 @@ def token_issuer(supabase_url: str | None) -> str:
     return f"{supabase_url.rstrip('/')}/auth/v1" if supabase_url else DEVELOPMENT_ISSUER
 
 
+def _comma_separated(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
 def _is_internal(url: str) -> bool:
     """Whether a URL stays on this machine or in a private network: an address of one, or a name without a domain."""
     host = urlsplit(url).hostname or ""
@@ -125,12 +129,12 @@ class Settings(BaseSettings):
     @property
     def cors_origin_list(self) -> list[str]:
         """Allowed origins, without blanks."""
-        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+        return _comma_separated(self.cors_origins)
 
     @property
     def trusted_proxy_list(self) -> list[str]:
         """Addresses and networks of `TRUSTED_PROXIES`, without blanks."""
-        return [entry.strip() for entry in self.trusted_proxies.split(",") if entry.strip()]
+        return _comma_separated(self.trusted_proxies)
 
     @property
     def requests_per_minute(self) -> dict[str, int]:

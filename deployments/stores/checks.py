@@ -46,7 +46,7 @@ def exact_float(value: float) -> float:
 def _record_set_problem(record_set: RecordSet) -> str | None:
     if not record_set.points:
         return "the record set is empty"
-    identities = {(p.building_id, p.appliance_id, p.model_version, p.attribution, p.time_ns) for p in record_set.points}
+    identities = {(*(getattr(p, tag) for tag in _TAGS), p.time_ns) for p in record_set.points}
     if len(identities) != len(record_set.points):
         # One of the two would overwrite the other and be lost without a word.
         return "two points of the record set have the same identity"

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.access.client_address import ClientAddresses, limit_key
 from serve_app.access.counting import Quotas, count
 from serve_app.access.quotas import IP_QUOTA
-from serve_app.middleware import context_of
-from serve_app.problems import Problem, problem_response
+from serve_app.middleware import context_of, problem_reply
+from serve_app.problems import Problem
 
 
 class AddressLimitMiddleware:
@@ -52,12 +52,9 @@ class AddressLimitMiddleware:
             # Once: anybody can send the header. An operator whose own proxy sends it must learn why all share a quota.
             self._warned = True
             self._logger.warning("X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is not believed")
-        context = context_of(scope)
         try:
-            await count(self._quotas, IP_QUOTA, limit_key(address), context)
+            await count(self._quotas, IP_QUOTA, limit_key(address), context_of(scope))
         except Problem as problem:
-            context.problem_code = problem.kind.value.code
-            response = problem_response(problem, instance=scope["path"], request_id=context.request_id)
-            await response(scope, receive, send)
+            await problem_reply(scope, problem)(scope, receive, send)
             return
         await self._app(scope, receive, send)

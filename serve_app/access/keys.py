@@ -21,6 +21,7 @@ import httpx
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 
+from serve_app.access.bounded_read import UnreadableBody, read_body
 from serve_app.logs import LOGGER_NAME
 from serve_app.problems import Problem, Problems
 
@@ -238,16 +239,11 @@ class JwksCache:
             self._retry_at = self._clock() + self._timings.retry_s if failed else -math.inf
 
     async def _download(self) -> bytes:
-        # Not compressed, so that the size on the wire is the size in memory.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         async with self._client.stream("GET", self._url, headers=headers, follow_redirects=False) as response:
             if response.status_code != httpx.codes.OK:
                 raise KeySetError(f"status {response.status_code}")
-            if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise KeySetError("the key set is compressed")
-            document = bytearray()
-            async for chunk in response.aiter_raw():
-                document += chunk
-                if len(document) > MAX_DOCUMENT_BYTES:
-                    raise KeySetError(f"the key set is larger than {MAX_DOCUMENT_BYTES} bytes")
-            return bytes(document)
+            try:
+                return await read_body(response, MAX_DOCUMENT_BYTES)
+            except UnreadableBody as error:
+                raise KeySetError(f"the key set {error}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import time
 from enum import StrEnum
 from typing import Annotated
 
@@ -12,7 +11,6 @@ from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serve_app.access.counting import count
-from serve_app.access.grants import Grants
 from serve_app.access.principal import Principal, Role
 from serve_app.access.quotas import USER_QUOTA
 from serve_app.middleware import RequestContext, context_of
@@ -64,15 +62,12 @@ class Requires:
         authorization = request.headers.get("authorization")
         if self.scope is Scope.METRICS and _is_scraper(services, authorization):
             return None
-        started = time.perf_counter()
-        try:
+        with context.timed("auth"):
             principal = await authenticate(services, context, authorization)
             if self.scope is not Scope.USER:
                 await _check_role(services, principal, context)
             if self.scope is Scope.ADMIN:
                 _check_admin_token(services, request.headers.get(ADMIN_TOKEN_HEADER, ""))
-        finally:
-            context.stages_ms["auth"] = (time.perf_counter() - started) * 1000
         return principal
 
 
@@ -88,18 +83,13 @@ async def authenticate(services: Services, context: RequestContext, authorizatio
     return principal
 
 
-async def grants_of(services: Services, principal: Principal, context: RequestContext) -> Grants:
-    """What this caller may use. Raises Problem 503 when it cannot be known."""
-    return await services.grants.grants(principal, context.remaining_s())
-
-
 def _is_scraper(services: Services, authorization: str | None) -> bool:
     expected = services.settings.admin_token.get_secret_value()
     return bool(expected) and hmac.compare_digest((authorization or "").encode(), f"Bearer {expected}".encode())
 
 
 async def _check_role(services: Services, principal: Principal, context: RequestContext) -> None:
-    role: Role = principal.token_role or (await grants_of(services, principal, context)).role
+    role: Role = principal.token_role or (await services.grants.grants(principal, context.remaining_s())).role
     if not role.is_admin:
         raise Problem(Problems.FORBIDDEN_ROLE, "This needs the role admin or super_admin.")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from serve_app.access.bounded_read import UnreadableBody, read_body
 from serve_app.access.grants import Grants, GrantSourceError, is_requestable_id
 from serve_app.access.principal import Principal, Role
 
@@ -79,7 +80,6 @@ class SupabaseGrants:
             "Authorization": f"Bearer {service_role_key}",
             # PostgREST cuts a long list at `max-rows` with status 200; with the count it has to admit it.
             "Prefer": "count=exact",
-            # Unpacked bytes are what is counted against MAX_RESPONSE_BYTES.
             "Accept-Encoding": "identity",
         }
         self._closes_client = client is None
@@ -168,9 +168,11 @@ class SupabaseGrants:
                 # 206 is PostgREST's "these are not all rows", and Content-Range says how many there are.
                 if response.status_code not in {200, 206}:
                     raise GrantSourceError(f"{table}: Supabase answered {response.status_code}")
-                body = await _read(response, table)
+                body = await read_body(response, MAX_RESPONSE_BYTES)
         except httpx.HTTPError as error:
             raise GrantSourceError(f"{table}: no answer from Supabase ({type(error).__name__})") from None
+        except UnreadableBody as error:
+            raise GrantSourceError(f"{table}: the answer {error}") from None
         try:
             rows = json.loads(body)
         except (ValueError, RecursionError):
@@ -198,17 +200,6 @@ async def _together(calls: Iterable[Coroutine[Any, Any, list[_Row]]]) -> list[li
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-async def _read(response: httpx.Response, table: str) -> bytes:
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise GrantSourceError(f"{table}: the answer is compressed, which was not asked for")
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MAX_RESPONSE_BYTES:
-            raise GrantSourceError(f"{table}: the answer is longer than {MAX_RESPONSE_BYTES} bytes")
-    return bytes(body)
 
 
 def _text(row: _Row, column: str) -> str:

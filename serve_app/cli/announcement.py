@@ -17,7 +17,7 @@ from serve_app.access.grants import GrantSourceError
 from serve_app.cli.cluster import RayCluster
 from serve_app.cli.first_request import DEMO_BUILDING, write_first_request
 from serve_app.cli.preflight import ServeConfig
-from serve_app.settings import token_issuer
+from serve_app.settings import DEVELOPMENT_ISSUER
 
 TOKEN_MINUTES = 8 * 60
 """A working day: the printed curl line should not expire between two cups of tea."""
@@ -62,8 +62,7 @@ def announce(
 def _first_request(config: ServeConfig, cluster: RayCluster) -> list[str]:
     if not grants_come_from_this_file():
         return ["  First request  with a token of a user of SUPABASE_URL who has a building there."]
-    issuer = token_issuer(None)
-    token = mint_development_token(os.environ[SECRET_VARIABLE], DEMO_USER, TOKEN_MINUTES, issuer)
+    token = mint_development_token(os.environ[SECRET_VARIABLE], DEMO_USER, TOKEN_MINUTES, DEVELOPMENT_ISSUER)
     try:
         grant_development_access(cluster.data_dir, DEMO_USER, [DEMO_BUILDING])
     except GrantSourceError as error:

@@ -21,7 +21,6 @@ from pathlib import Path
 from serve_app.access.development import write_private_file
 from serve_app.cli.preflight import free_port
 from serve_app.cli.processes import OWNER_VARIABLE, OwnedProcesses
-from serve_app.settings import PROXY_TRUST_VARIABLE
 
 DEFAULT_DASHBOARD_PORT = 8265
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
@@ -49,10 +48,6 @@ def ray_token_path(data_dir: Path) -> Path:
     return path
 
 
-TRUST_NO_PROXY = {PROXY_TRUST_VARIABLE: ""}
-"""uvicorn, which Serve starts, would otherwise put X-Forwarded-For from 127.0.0.1 in the peer's place."""
-
-
 def cluster_environment(
     base: Mapping[str, str], data_dir: Path, config_folder: Path, temp_dir: Path, token_path: Path
 ) -> dict[str, str]:
@@ -68,7 +63,6 @@ def cluster_environment(
             OWNER_VARIABLE: str(data_dir),
             "NILM_DATA_DIR": str(data_dir),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(config_folder), base.get("PYTHONPATH")])),
-            **TRUST_NO_PROXY,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path),
             "RAY_USAGE_STATS_ENABLED": "0",

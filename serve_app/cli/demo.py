@@ -34,7 +34,7 @@ from serve_app.demo.recording import Plan, Recording, plan_windows
 from serve_app.demo.results import Results, label
 from serve_app.demo.source import read_recording
 from serve_app.demo.stream import Pace, stream
-from serve_app.settings import token_issuer
+from serve_app.settings import DEVELOPMENT_ISSUER
 
 DEVELOPMENT_USER = "demo-user"
 _TOKEN_MINUTES = 120  # a day at the default quota of 60 a minute takes 24 minutes
@@ -202,12 +202,11 @@ def _development_token(options: Options) -> str:
     minutes = _TOKEN_MINUTES
     if options.rate.strip().lower() != "max":  # a slow replay outlives the usual token
         minutes = min(_MAX_TOKEN_MINUTES, max(minutes, round(options.hours * 60 + 60)))
-    issuer = token_issuer(None)
     try:
         grant_development_access(options.data_dir, DEVELOPMENT_USER, [options.building_id])
     except (ValueError, GrantSourceError) as error:
         raise DemoError(f"The building cannot be granted: {error}.") from None
-    return mint_development_token(secret, DEVELOPMENT_USER, minutes, issuer)
+    return mint_development_token(secret, DEVELOPMENT_USER, minutes, DEVELOPMENT_ISSUER)
 
 
 def _summarise(console: Console, results: Results, out: Path) -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from serve_app.access.development import SECRET_VARIABLE, ensure_development_secret
 from serve_app.cli.announcement import announce
-from serve_app.cli.cluster import TRUST_NO_PROXY, RayCluster
+from serve_app.cli.cluster import RayCluster
 from serve_app.cli.preflight import (
     ALL_INTERFACES,
     LOOPBACK,
@@ -38,7 +38,7 @@ from serve_app.cli.progress import StartProgress
 from serve_app.cli.readiness import Start, StartFailed
 from serve_app.cli.serve_api import ServeApi, ServeApiError
 from serve_app.cli.service_logs import LogFollower
-from serve_app.settings import SettingsError, load_settings
+from serve_app.settings import PROXY_TRUST_VARIABLE, SettingsError, load_settings
 
 POLL_S = 0.3
 DEVELOPMENT_LIMITS = {"RATE_LIMIT_PER_USER": "6000", "RATE_LIMIT_PER_IP": "12000"}
@@ -112,7 +112,8 @@ def stop_on_signals() -> Iterator[None]:
 def _check_settings(data_dir: Path, production: bool) -> None:
     """Settle the environment that the replicas will read, and let the service's own rules judge it."""
     os.environ["NILM_DATA_DIR"] = str(data_dir)
-    os.environ |= TRUST_NO_PROXY
+    # uvicorn, which Serve starts, would otherwise put X-Forwarded-For from 127.0.0.1 in the peer's place.
+    os.environ[PROXY_TRUST_VARIABLE] = ""
     if not production:
         os.environ[SECRET_VARIABLE] = ensure_development_secret(data_dir)
         for name, value in DEVELOPMENT_LIMITS.items():

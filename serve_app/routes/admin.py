@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
@@ -18,12 +18,10 @@ from serve_app.admin_schemas import (
 )
 from serve_app.bodies import json_body, read_json
 from serve_app.middleware import RequestContext
-from serve_app.schemas import ProblemDocument
+from serve_app.schemas import problem_responses
 from serve_app.services import Services, context_from, services_of
 
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemDocument} for status in (400, 401, 403, 408, 413, 415, 422, 429, 431, 503)
-}
+PROBLEM_RESPONSES = problem_responses(400, 401, 403, 408, 413, 415, 422, 429, 431, 503)
 router = APIRouter(
     prefix="/admin", tags=["admin"], responses=PROBLEM_RESPONSES, dependencies=[Depends(Requires(Scope.ADMIN))]
 )

@@ -9,13 +9,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from serve_app import metrics
 from serve_app.access.scopes import Public, Requires, Scope
-from serve_app.schemas import ProblemDocument
+from serve_app.schemas import problem_responses
 from serve_app.services import Services, services_of
 from serve_app.settings import Environment
 
 router = APIRouter(tags=["health"])
 PUBLIC = [Depends(Public())]
-REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": ProblemDocument} for status in (401, 403, 429, 431, 503)}
+REFUSALS = problem_responses(401, 403, 429, 431, 503)
 NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready; `reasons` outside production"}}
 
 

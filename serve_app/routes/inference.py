@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
@@ -15,13 +15,11 @@ from serve_app.schemas import (
     DisaggregateResponse,
     InferRequest,
     InferResponse,
-    ProblemDocument,
+    problem_responses,
 )
 from serve_app.services import Services, context_from, services_of
 
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemDocument} for status in (400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503)
-}
+PROBLEM_RESPONSES = problem_responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503)
 router = APIRouter(tags=["inference"], responses=PROBLEM_RESPONSES)
 
 

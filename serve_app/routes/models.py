@@ -18,14 +18,12 @@ from serve_app.schemas import (
     ModelDetail,
     ModelsResponse,
     ModelSummary,
-    ProblemDocument,
     ServingAppliance,
+    problem_responses,
 )
 from serve_app.services import Services, services_of
 
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemDocument} for status in (401, 404, 429, 431, 503)
-}
+PROBLEM_RESPONSES = problem_responses(401, 404, 429, 431, 503)
 router = APIRouter(tags=["models"], responses=PROBLEM_RESPONSES)
 
 
