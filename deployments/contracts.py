@@ -143,11 +143,86 @@ class PredictionPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyedRequest:
+    """A request that carries an Idempotency-Key, before it runs.
+
+    `key`: SHA-256 of user and key. `fingerprint`: SHA-256 of method, route and canonical body. Both in hex.
+    `received_ns`: the instant its points will stand for, or None when the request itself names one.
+    """
+
+    key: str
+    fingerprint: str
+    received_ns: int | None
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The caller, and nobody else, may run the request of this key until its deadline.
+
+    `received_ns` is that of the key's first attempt, so that a second one stores the same points.
+    """
+
+    key: str
+    fingerprint: str
+    token: str
+    received_ns: int | None
+
+
+class ClaimRefusal(StrEnum):
+    """Why a keyed request may not run."""
+
+    OTHER_REQUEST = "other_request"
+    """The key belongs to a request with another body."""
+    IN_FLIGHT = "in_flight"
+    """The first request with this key is still running; retryable."""
+    UNAVAILABLE = "unavailable"
+    """The store cannot say whether this key was used; retryable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRefused:
+    """A keyed request that may not run."""
+
+    reason: ClaimRefusal
+    detail: str
+    retry_after_s: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """The reply to the first request with a key, byte for byte."""
+
+    fingerprint: str
+    body: bytes
+
+
+ClaimResult = Claim | StoredReply | ClaimRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What makes a keyed request complete: its reply, durable together with the points."""
+
+    claim: Claim
+    body: bytes
+
+    @property
+    def reply(self) -> StoredReply:
+        """What later requests with the same key are given."""
+        return StoredReply(self.claim.fingerprint, self.body)
+
+
+@dataclass(frozen=True, slots=True)
 class RecordSet:
-    """Points that become durable together or not at all (one `/infer`: one; one `/disaggregate`: several)."""
+    """Points that become durable together or not at all (one `/infer`: one; one `/disaggregate`: several).
+
+    With `completion`, the reply of a keyed request becomes durable with them.
+    """
 
     points: tuple[PredictionPoint, ...]
     deadline_s: float
+    completion: Completion | None = None
 
 
 class PersistFailure(StrEnum):
@@ -161,6 +236,8 @@ class PersistFailure(StrEnum):
     """More is waiting than we promise to hold; retryable."""
     DEADLINE = "deadline"
     """The deadline passed before the commit was known; it may or may not be stored."""
+    CLAIM_LOST = "claim_lost"
+    """Another request runs under this Idempotency-Key meanwhile; nothing was written. Retryable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +258,8 @@ class NotPersisted:
     retry_after_s: int = 1
 
 
-PersistResult = Persisted | NotPersisted
+PersistResult = Persisted | StoredReply | NotPersisted
+"""`StoredReply`: another request with the same key was stored first, and this record set was not."""
 
 
 @dataclass(frozen=True, slots=True)

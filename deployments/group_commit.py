@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,7 +28,7 @@ from deployments.contracts import (
     RecordSet,
     StoreStatus,
 )
-from deployments.stores.base import PredictionStore, StoreUnavailable
+from deployments.stores.base import PredictionStore, StoreUnavailable, WriteOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ PING_TIMEOUT_S = 1.0
 FIRST_PROBE_S = 0.25
 LONGEST_PROBE_S = 4.0
 """The breaker's probes start soon (most outages are a restart) and become rare (no hammering in a long one)."""
+
+
+_LATE = NotPersisted(PersistFailure.DEADLINE, "the deadline passed in the queue; not written")
 
 
 class CommitObserver(Protocol):
@@ -88,19 +91,28 @@ class GroupCommit:
         self._failures_total = 0
         self._largest_commit = 0
 
-    async def persist(self, record_set: RecordSet) -> PersistResult:
-        """The answer for one record set, by its deadline. A failing store is an answer, not an exception."""
-        result = await self._persist(record_set)
+    async def persist(
+        self, record_set: RecordSet, known: Callable[[PersistResult], None] | None = None
+    ) -> PersistResult:
+        """The answer for one record set, by its deadline. A failing store is an answer, not an exception.
+
+        `known` is called once with what really became of it, which may be after the deadline, or after the caller
+        was cancelled.
+        """
+        result = await self._persist(record_set, known)
         self._observer.answered(result)
         return result
 
-    async def _persist(self, record_set: RecordSet) -> PersistResult:
+    async def _persist(self, record_set: RecordSet, known: Callable[[PersistResult], None] | None) -> PersistResult:
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(record_set, loop.create_future(), time.monotonic())
+        if known is not None:
+            waiting.answer.add_done_callback(lambda answer: known(answer.result()))
         remaining_s = record_set.deadline_s - time.time()
         refused = self._refused_at_once(remaining_s)
         if refused is not None:
+            _answer(waiting, refused)
             return refused
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(record_set, loop.create_future(), time.monotonic())
         self._queue.append(waiting)
         if self._commits is None or self._commits.done():
             # The task starts after everything that is ready in this turn of the loop has joined the queue.
@@ -112,7 +124,8 @@ class GroupCommit:
         if waiting.sent:
             return NotPersisted(PersistFailure.DEADLINE, "the deadline passed during the commit; it may be stored")
         self._queue.remove(waiting)
-        return NotPersisted(PersistFailure.DEADLINE, "the deadline passed in the queue; not written")
+        _answer(waiting, _LATE)
+        return _LATE
 
     def _refused_at_once(self, remaining_s: float) -> NotPersisted | None:
         if not remaining_s > 0:  # also refuses NaN
@@ -139,10 +152,7 @@ class GroupCommit:
                 waiting.sent = True
                 batch.append(waiting)
             else:
-                _answer(
-                    waiting,
-                    NotPersisted(PersistFailure.DEADLINE, "the deadline passed in the queue; not written"),
-                )
+                _answer(waiting, _LATE)
         return batch
 
     async def _commit(self, batch: list[_Waiting]) -> None:
@@ -217,6 +227,11 @@ class GroupCommit:
         self._pinged_at, self._ping_failure = time.monotonic(), failure
         return failure
 
+    def raise_outage(self) -> None:
+        """Raise StoreUnavailable while the store is known to be away, so that nobody waits to learn it again."""
+        if self._breaker.outage is not None:
+            raise self._breaker.outage
+
     async def status(self) -> StoreStatus:
         """Figures, and whether the store is usable: known for a second at most, or asked for a second at most."""
         failure = self._breaker.outage
@@ -271,7 +286,7 @@ class _Breaker:
         return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 
-def _answers(batch: list[_Waiting], outcomes: Sequence[NotPersisted | None]) -> list[PersistResult]:
+def _answers(batch: list[_Waiting], outcomes: Sequence[WriteOutcome]) -> list[PersistResult]:
     if len(outcomes) != len(batch):
         raise ValueError(f"the store gave {len(outcomes)} outcomes for {len(batch)} record sets")
     now = time.monotonic()

@@ -1,25 +1,41 @@
 """The Persistence deployment: the one place where predictions become durable.
 
-Bind it in the composition root with `Persistence.bind(store_config)`. With SQLite it runs as exactly one
-replica, the old one stopped before the new one starts, because the file has one owner; with InfluxDB any number
-may run.
+Bind it in the composition root with `Persistence.bind(store_config)`. It runs as exactly one replica, the old one
+stopped before the new one starts: an SQLite file has one owner, and Idempotency-Keys in flight are known here only.
 
 Metrics (Ray adds `deployment`, `replica` and `application`, and `_total` to counters):
   nilm_store_commits_total{outcome="ok|failed"}
-  nilm_store_record_sets_total{result="persisted|unavailable|rejected|queue_full|deadline"}
+  nilm_store_record_sets_total{result="persisted|replayed|unavailable|rejected|queue_full|deadline|claim_lost"}
   nilm_store_commit_seconds, nilm_store_commit_record_sets
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
 
 from ray import serve
 from ray.serve import metrics
 
-from deployments.contracts import Persisted, PersistResult, RecordSet, StoreStatus
+from deployments.contracts import (
+    Claim,
+    ClaimResult,
+    KeyedRequest,
+    NotPersisted,
+    Persisted,
+    PersistFailure,
+    PersistResult,
+    RecordSet,
+    StoredReply,
+    StoreStatus,
+)
 from deployments.group_commit import GroupCommit
+from deployments.idempotency import KeyClaims
 from deployments.stores import StoreConfig, open_store
+
+RECALL_THREADS = 2
+"""Beside the writer, so that a key is looked up while a commit runs."""
 
 
 class PersistenceReplica:
@@ -31,15 +47,38 @@ class PersistenceReplica:
 
     def __init__(self, store_config: StoreConfig) -> None:
         """Open the store. Raises StoreUnavailable when a SQLite file cannot be used."""
-        self._commits = GroupCommit(open_store(store_config), _Metrics())
+        self._store = open_store(store_config)
+        self._metrics = _Metrics()
+        self._commits = GroupCommit(self._store, self._metrics)
+        self._readers = ThreadPoolExecutor(RECALL_THREADS, thread_name_prefix="store-reader")
+        self._claims = KeyClaims(self._recall)
         self._closed = False
+
+    async def _recall(self, request: KeyedRequest) -> StoredReply | int | None:
+        self._commits.raise_outage()
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._store.recall, request)
+
+    async def claim(self, request: KeyedRequest) -> ClaimResult:
+        """The right to run a keyed request, the reply of its first run, or why neither; answers by its deadline."""
+        return await self._claims.claim(request)
+
+    async def release_claim(self, claim: Claim) -> None:
+        """Give back a claim whose request failed before its record set was sent here."""
+        self._claims.release(claim)
 
     async def persist(self, record_set: RecordSet) -> PersistResult:
         """Make one record set durable, or say why it is not known to be; answers by its deadline.
 
         A caller that is cancelled after its record set was taken does not undo the write.
         """
-        return await self._commits.persist(record_set)
+        completion = record_set.completion
+        if completion is None:
+            return await self._commits.persist(record_set)
+        if not self._claims.start(completion.claim):
+            lost = NotPersisted(PersistFailure.CLAIM_LOST, "another request runs under this key meanwhile")
+            self._metrics.answered(lost)
+            return lost
+        return await self._commits.persist(record_set, lambda result: self._claims.settle(completion, result))
 
     async def status(self) -> StoreStatus:
         """Whether the store is usable, known for a second at most, and the figures of this replica."""
@@ -53,6 +92,7 @@ class PersistenceReplica:
         if getattr(self, "_closed", True):
             return None
         self._closed = True
+        self._readers.shutdown(wait=False)
         return self._commits.close()
 
 
@@ -79,7 +119,13 @@ class _Metrics:
         self._size.observe(record_sets)
 
     def answered(self, result: PersistResult) -> None:
-        label = "persisted" if isinstance(result, Persisted) else result.failure.value
+        match result:
+            case Persisted():
+                label = "persisted"
+            case StoredReply():
+                label = "replayed"
+            case NotPersisted():
+                label = result.failure.value
         self._record_sets.inc(tags={"result": label})
 
 

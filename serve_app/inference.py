@@ -1,4 +1,4 @@
-"""Calls a model and a store over their handles, inside the request's deadline, and turns outcomes into problems."""
+"""Calls a model over its handle, inside the request's deadline, and turns outcomes into problems."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ from deployments.contracts import (
     InferenceRefusal,
     InferenceRefused,
     InferenceRequest,
-    NotPersisted,
-    Persisted,
-    PersistFailure,
-    RecordSet,
     WindowKw,
 )
 from models.attribution import Attribution
@@ -71,33 +67,3 @@ def _refused(refused: InferenceRefused) -> Problem:
             return Problem(Problems.MODEL_UNAVAILABLE, "No version of this model is loaded.", retry_after_s=5)
         case InferenceRefusal.BAD_OUTPUT:
             return Problem(Problems.MODEL_UNAVAILABLE, "The model gave no usable answer for this window.")
-
-
-async def persist(handle: Any, record_set: RecordSet) -> Persisted:
-    """Make a record set durable; returns only after the commit. Raises Problem."""
-    try:
-        async with asyncio.timeout(max(0.0, record_set.deadline_s - time.time())):
-            result = await handle.persist.remote(record_set)
-    except TimeoutError:
-        raise Problem(Problems.STORE_UNAVAILABLE, "The store did not answer in time.") from None
-    except BackPressureError:
-        raise Problem(Problems.OVERLOADED, "Too many predictions are waiting to be stored.") from None
-    except (RayError, RayServeException) as error:
-        _logger.warning("a store call was lost", extra={"fields": {"error": type(error).__name__}})
-        raise Problem(Problems.STORE_UNAVAILABLE, "The store's replica was lost; try again.") from None
-    if isinstance(result, Persisted):
-        return result
-    _logger.warning("not stored", extra={"fields": {"failure": str(result.failure), "reason": result.detail}})
-    raise _not_persisted(result)
-
-
-def _not_persisted(outcome: NotPersisted) -> Problem:
-    match outcome.failure:
-        case PersistFailure.REJECTED:
-            return Problem(Problems.RECORD_REJECTED, "The store refused this prediction.")
-        case PersistFailure.QUEUE_FULL:
-            detail = "Too many predictions are waiting to be stored."
-            return Problem(Problems.OVERLOADED, detail, retry_after_s=outcome.retry_after_s)
-        case PersistFailure.UNAVAILABLE | PersistFailure.DEADLINE:
-            detail = "The prediction was computed but could not be stored, so it is not acknowledged."
-            return Problem(Problems.STORE_UNAVAILABLE, detail, retry_after_s=outcome.retry_after_s)

@@ -23,6 +23,7 @@ from serve_app.metrics import HttpMetrics
 from serve_app.predict import Predictor
 from serve_app.services import Services
 from serve_app.settings import load_settings
+from serve_app.store_client import StoreClient
 
 
 @serve.ingress()
@@ -49,7 +50,7 @@ class Ingress:
             cache_control=CacheControl(coordinator, replica),
             registry=Registry.load(Path(registry_path) if registry_path else None),
             catalogue=catalogue,
-            predictor=Predictor(appliances=appliances, persistence=persistence, catalogue=catalogue, grants=grants),
+            predictor=Predictor(appliances, StoreClient(persistence), catalogue, grants),
             metrics=HttpMetrics(),
             logger=logger,
         )

@@ -1,30 +1,30 @@
 """The use cases: one window for one appliance, one window for all. Validate, infer, persist, only then reply.
 
-Persist-and-reply runs in a task of its own, in an empty context: Serve cancels a request's whole call tree when the
-client hangs up, and a prediction that was on its way to the store must still arrive there whole.
+With an Idempotency-Key, whatever was asked before is answered as before: see `idempotency`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import math
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 
-from deployments.contracts import Inference, Persisted, PredictionPoint, RecordSet, WindowKw
+from deployments.contracts import Claim, Completion, Inference, PredictionPoint, RecordSet, WindowKw
 from models.attribution import Attribution
 from models.signal import W_PER_KW
 from serve_app.access.grants import GrantCache, Grants
 from serve_app.access.principal import Principal
 from serve_app.catalogue import Catalogue
 from serve_app.disaggregation import WindowPlan, plan_windows, reconcile
-from serve_app.inference import persist, run_window
+from serve_app.idempotency import Reply, keyed_request, run_once, store_reply
+from serve_app.inference import run_window
+from serve_app.instants import from_ns, to_ns
 from serve_app.middleware import RequestContext
 from serve_app.problems import FieldError, Problem, Problems
 from serve_app.schemas import (
@@ -34,10 +34,20 @@ from serve_app.schemas import (
     InferRequest,
     InferResponse,
 )
+from serve_app.store_client import StoreClient
 
 MODELS_SHARE = 0.7
 """What the models of one `/disaggregate` get of the time left: one that hangs must leave time to store the others."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One run of a use case: for whom, under which claim, and the time of its window's last sample."""
+
+    principal: Principal
+    context: RequestContext
+    claim: Claim | None
+    window_end: datetime
 
 
 @dataclass(frozen=True)
@@ -45,14 +55,14 @@ class Predictor:
     """Runs the use cases with the collaborators it was given."""
 
     appliances: Mapping[str, Any]
-    persistence: Any
+    store: StoreClient
     catalogue: Catalogue
     grants: GrantCache
-    # The loop itself keeps tasks only weakly: one whose client hung up would have no other owner.
-    writes: set[asyncio.Task[Persisted]] = field(default_factory=set)
 
-    async def infer(self, body: InferRequest, principal: Principal, context: RequestContext) -> InferResponse:
-        """One appliance. Raises Problem; returns only when the prediction is durable."""
+    async def infer(
+        self, body: InferRequest, principal: Principal, context: RequestContext, key: str | None = None
+    ) -> Reply:
+        """One appliance, an `InferResponse`. Raises Problem; returns only when the prediction is durable."""
         grants = await self._building_grants(principal, body.building_id, context)
         handle = self.appliances.get(body.appliance_id)
         if handle is None:
@@ -61,18 +71,24 @@ class Predictor:
         if not grants.appliances_of(body.building_id, (body.appliance_id,)):
             detail = "This building has no such appliance, or it is not yours to see."
             raise Problem(Problems.FORBIDDEN_APPLIANCE, detail, [FieldError("/appliance_id", "not granted")])
+
+        async def run(call: _Call) -> Reply:
+            return await self._infer(body, handle, call)
+
+        return await self._once(body, "/infer", principal, context, key, run)
+
+    async def _infer(self, body: InferRequest, handle: Any, call: _Call) -> Reply:
+        context = call.context
         window = np.asarray(body.window, dtype=np.float32)
-        window_end = body.window_end()
         with context.timed("infer"):
             inference = await run_window(handle, window, body.attribution, context.deadline_s)
         context.stages_ms["queue"] = inference.queue_ms
         context.labels["appliance"] = body.appliance_id
         context.labels["model_version"] = inference.model_version
-        instant = _sample_time(window_end, len(window), inference.output_sample_index, inference.sample_period_s)
+        instant = _sample_time(call.window_end, len(window), inference.output_sample_index, inference.sample_period_s)
         predicted_kw = inference.predicted_w / W_PER_KW
-        point = _point(body.building_id, body.appliance_id, inference, predicted_kw, instant, principal, context)
-        await self._store((point,), context)
-        return InferResponse(
+        point = _point(body.building_id, body.appliance_id, inference, predicted_kw, instant, call)
+        response = InferResponse(
             predicted_kw=predicted_kw,
             confidence=inference.on_probability,
             interval_kw=_interval_kw(inference, predicted_kw),
@@ -86,20 +102,28 @@ class Predictor:
             model_id=inference.model_id,
             artifact_sha256=inference.artifact_sha256,
         )
+        return await self._store((point,), response, call)
 
     async def disaggregate(
-        self, body: DisaggregateRequest, principal: Principal, context: RequestContext
-    ) -> DisaggregateResponse:
+        self, body: DisaggregateRequest, principal: Principal, context: RequestContext, key: str | None = None
+    ) -> Reply:
         """The building's appliances at one instant, reconciled with the mains, stored as one record set.
 
-        Raises Problem.
+        A `DisaggregateResponse`. Raises Problem.
         """
         grants = await self._building_grants(principal, body.building_id, context)
         allowed = grants.appliances_of(body.building_id, self.catalogue.appliance_ids)
         if not allowed:
             raise Problem(Problems.FORBIDDEN_APPLIANCE, "No appliance of this building is served and yours to see.")
+
+        async def run(call: _Call) -> Reply:
+            return await self._disaggregate(body, allowed, call)
+
+        return await self._once(body, "/disaggregate", principal, context, key, run)
+
+    async def _disaggregate(self, body: DisaggregateRequest, allowed: Sequence[str], call: _Call) -> Reply:
+        context = call.context
         window = np.asarray(body.window, dtype=np.float32)
-        window_end = body.window_end()
         plan = plan_windows(self.catalogue.last_known(), body.attribution)
         if plan is None:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model is ready.", retry_after_s=5)
@@ -111,15 +135,14 @@ class Predictor:
             answers = await self._fan_out(plan, allowed, window, body.attribution, models_until_s)
         if not answers:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
-        instant = _sample_time(window_end, len(window), plan.output_sample_index, plan.sample_period_s)
+        instant = _sample_time(call.window_end, len(window), plan.output_sample_index, plan.sample_period_s)
         aggregate_kw = float(window[plan.output_sample_index])
         shares = reconcile(aggregate_kw, {a: i.predicted_w / W_PER_KW for a, i in answers.items()})
         points = tuple(
-            _point(body.building_id, appliance, answers[appliance], kw, instant, principal, context)
+            _point(body.building_id, appliance, answers[appliance], kw, instant, call)
             for appliance, kw in shares.appliances_kw.items()
         )
-        await self._store(points, context)
-        return DisaggregateResponse(
+        response = DisaggregateResponse(
             request_id=context.request_id,
             persisted=True,
             attribution=body.attribution,
@@ -139,6 +162,28 @@ class Predictor:
             ],
             unavailable=[a for a in allowed if a not in answers],
         )
+        return await self._store(points, response, call)
+
+    async def _once(
+        self,
+        body: InferRequest | DisaggregateRequest,
+        route: str,
+        principal: Principal,
+        context: RequestContext,
+        key: str | None,
+        run: Callable[[_Call], Awaitable[Reply]],
+    ) -> Reply:
+        received = body.window_end()
+        names_no_instant = body.timestamp is None
+        keyed = keyed_request(key, principal.user_id, route, body, received if names_no_instant else None, context)
+
+        async def call(claim: Claim | None) -> Reply:
+            # A second attempt under a key stands for the instant of the first.
+            first_ns = None if claim is None else claim.received_ns
+            window_end = received if first_ns is None else from_ns(first_ns)
+            return await run(_Call(principal, context, claim, window_end))
+
+        return await run_once(self.store, keyed, call)
 
     async def _building_grants(self, principal: Principal, building_id: str, context: RequestContext) -> Grants:
         with context.timed("auth"):
@@ -170,14 +215,18 @@ class Predictor:
                 raise outcome
         return answers
 
-    async def _store(self, points: tuple[PredictionPoint, ...], context: RequestContext) -> None:
-        record_set = RecordSet(points=points, deadline_s=context.deadline_s)
-        write: Coroutine[Any, Any, Persisted] = persist(self.persistence, record_set)
-        task = asyncio.create_task(write, context=contextvars.Context())
-        self.writes.add(task)
-        task.add_done_callback(self.writes.discard)
-        with context.timed("persist"):
-            await asyncio.shield(task)
+    async def _store(
+        self,
+        points: tuple[PredictionPoint, ...],
+        response: InferResponse | DisaggregateResponse,
+        call: _Call,
+    ) -> Reply:
+        """The reply, once what it acknowledges is durable."""
+        reply = Reply(response.model_dump_json().encode())
+        completion = None if call.claim is None else Completion(call.claim, reply.body)
+        with call.context.timed("persist"):
+            earlier = await store_reply(self.store, RecordSet(points, call.context.deadline_s, completion))
+        return earlier or reply
 
 
 def _interval_kw(
@@ -209,21 +258,19 @@ def _point(
     inference: Inference,
     predicted_kw: float,
     instant: datetime,
-    principal: Principal,
-    context: RequestContext,
+    call: _Call,
 ) -> PredictionPoint:
     return PredictionPoint(
         building_id=building_id,
         appliance_id=appliance_id,
         model_version=inference.model_version,
         attribution=inference.attribution.value,
-        # Integer arithmetic: a float of seconds has no room for nanoseconds, and identity must be exact.
-        time_ns=(instant - _EPOCH) // timedelta(microseconds=1) * 1000,
+        time_ns=to_ns(instant),
         predicted_kw=predicted_kw,
         confidence=inference.on_probability,
         aggregate_kw=inference.aggregate_kw,
-        request_id=context.request_id,
-        user_id=principal.user_id,
+        request_id=call.context.request_id,
+        user_id=call.principal.user_id,
         artifact_sha256=inference.artifact_sha256,
-        latency_ms=(time.perf_counter() - context.started_s) * 1000,
+        latency_ms=(time.perf_counter() - call.context.started_s) * 1000,
     )

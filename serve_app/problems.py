@@ -50,10 +50,14 @@ class Problems(Enum):
     UNKNOWN_MODEL = ProblemType("unknown_model", 404, "No such model is registered")
     METHOD_NOT_ALLOWED = ProblemType("method_not_allowed", 405, "This method is not allowed here")
     BODY_TOO_SLOW = ProblemType("body_too_slow", 408, "The body did not arrive in time", retryable=True)
+    IDEMPOTENCY_KEY_IN_FLIGHT = ProblemType(
+        "idempotency_key_in_flight", 409, "The first request with this key is still running", retryable=True
+    )
     BODY_TOO_LARGE = ProblemType("body_too_large", 413, "The body is too large")
     UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported_media_type", 415, "The body's type is not accepted")
     VALIDATION = ProblemType("validation", 422, "The request does not have the required form")
     WINDOW_LENGTH = ProblemType("window_length", 422, "The window does not have the model's length")
+    IDEMPOTENCY_KEY_REUSED = ProblemType("idempotency_key_reused", 422, "This key was used for another request")
     RECORD_REJECTED = ProblemType("record_rejected", 422, "The store refused this prediction")
     RATE_LIMITED = ProblemType("rate_limited", 429, "Your quota is used up", retryable=True)
     HEADERS_TOO_LARGE = ProblemType("headers_too_large", 431, "The request's headers are too large")
@@ -92,7 +96,7 @@ class Problem(Exception):
 
 
 def problem_response(problem: Problem, *, instance: str, request_id: str) -> JSONResponse:
-    """The reply for a problem. 401 carries WWW-Authenticate, retryable capacity errors Retry-After >= 1."""
+    """The reply for a problem. 401 carries WWW-Authenticate; 409 and 503 carry Retry-After >= 1."""
     kind = problem.kind.value
     body: dict[str, Any] = {
         "type": f"urn:nilm-serve:problem:{kind.code}",
@@ -108,7 +112,7 @@ def problem_response(problem: Problem, *, instance: str, request_id: str) -> JSO
     headers = dict(problem.headers)
     if kind.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="nilm-serve"'
-    if kind.status == 503:
+    if kind.status in (409, 503):
         headers["Retry-After"] = str(max(1, problem.retry_after_s or 1))
     return JSONResponse(body, status_code=kind.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
 
 from models.attribution import Attribution
+from serve_app.instants import parse_instant
 
 MAX_WINDOW_SAMPLES = 20_000
 """Above any model's window; the exact length is checked by the model that runs it."""
 MAX_MAINS_KW = 100.0
 """A three-phase domestic supply ends below 70 kW: a larger value is almost always watts sent as kW."""
-EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
-LATEST_AHEAD = timedelta(days=1)
-"""A sample from further ahead is a broken clock, and would hide behind every later query."""
-
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII)
-
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["demo-home"])]
 MainsKw = Annotated[float, Field(ge=0.0, le=MAX_MAINS_KW, allow_inf_nan=False)]
 Window = Annotated[
@@ -54,21 +48,6 @@ class _Request(BaseModel):
     def window_end(self) -> datetime:
         """Time of the last sample, UTC."""
         return datetime.now(UTC) if self.timestamp is None else parse_instant(self.timestamp)
-
-
-def parse_instant(text: str) -> datetime:
-    """An ISO 8601 instant with offset, as UTC. Raises ValueError with a reason for people."""
-    if not _RFC3339.fullmatch(text):
-        raise ValueError("must be ISO 8601 with an offset, like 2026-01-31T18:00:00Z")
-    try:
-        instant = datetime.fromisoformat(text.upper()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("is not a date and time that exists") from None
-    if instant < EARLIEST:
-        raise ValueError("is before the year 2000")
-    if instant > datetime.now(UTC) + LATEST_AHEAD:
-        raise ValueError("is more than a day in the future")
-    return instant
 
 
 class InferRequest(_Request):

@@ -1,6 +1,6 @@
 """The protocol every store keeps. Blocking on purpose: it runs on threads of the Persistence deployment.
 
-`write` is called from one thread at a time; `ping` may be called from another one meanwhile.
+`write` is called from one thread at a time; `ping` and `recall` may be called from others meanwhile.
 """
 
 from __future__ import annotations
@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from deployments.contracts import NotPersisted, RecordSet
+from deployments.contracts import KeyedRequest, NotPersisted, RecordSet, StoredReply
+
+KEY_KEPT_S = 24 * 3600
+"""How long a completed Idempotency-Key is remembered."""
+
+WriteOutcome = StoredReply | NotPersisted | None
+"""Of one record set: None where it is durable; `StoredReply` where its key was completed before, nothing written."""
 
 
 class StoreUnavailable(Exception):
@@ -28,11 +34,21 @@ class PredictionStore(Protocol):
 
     kind: str
 
-    def write(self, record_sets: Sequence[RecordSet]) -> list[NotPersisted | None]:
-        """Make record sets durable in one commit; an entry per record set, None where it is durable.
+    def write(self, record_sets: Sequence[RecordSet]) -> list[WriteOutcome]:
+        """Make record sets durable in one commit; an outcome per record set.
+
+        A reply is never durable without the points it acknowledges.
 
         A record set the store cannot take (for example, not finite) fails alone.
         Raises StoreUnavailable when none of them is known to be durable.
+        """
+        ...
+
+    def recall(self, request: KeyedRequest) -> StoredReply | int | None:
+        """The reply stored for this key, or else the instant its points stand for.
+
+        That is `received_ns` of the request, or of an earlier attempt that may have stored points already.
+        Raises StoreUnavailable.
         """
         ...
 

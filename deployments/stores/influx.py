@@ -8,7 +8,8 @@
 
 A record set of several points is one request's lines. InfluxDB has no transaction: when it answers 422 it may have
 kept some of them, and a connection lost after the write leaves it open. Identity makes both harmless: the retry
-overwrites. Refuses to use the client's default write mode, which returns before the write.
+overwrites. The reply to a keyed request goes after its points, never with them: alone, it would acknowledge what is
+not there. Refuses to use the client's default write mode, which returns before the write.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from dataclasses import dataclass
 from influxdb_client.client.influxdb_client import InfluxDBClient
 from influxdb_client.rest import ApiException
 from influxdb_client.service.write_service import WriteService
+from urllib3 import Retry
 from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
 
-from deployments.contracts import NotPersisted, PersistFailure, RecordSet
-from deployments.stores.base import StoreUnavailable
+from deployments.contracts import KeyedRequest, NotPersisted, PersistFailure, RecordSet, StoredReply
+from deployments.stores.base import StoreUnavailable, WriteOutcome
 from deployments.stores.checks import refusal
+from deployments.stores.flux import FluxQuery
+from deployments.stores.influx_keys import intent_line, key_state, recall_query, reply_line
 from deployments.stores.line_protocol import encode
 
 logger = logging.getLogger(__name__)
@@ -44,7 +48,7 @@ _HANG_S = 1.0
 
 _OPERATOR_ERRORS = {
     401: "InfluxDB does not accept the token (401): check INFLUX_TOKEN",
-    403: "the InfluxDB token may not write to bucket {bucket!r} (403): give it write permission",
+    403: "the InfluxDB token may not use bucket {bucket!r} (403): give it permission to read and to write",
     404: "InfluxDB knows no bucket {bucket!r} in organisation {org!r} (404): create it or correct the settings",
 }
 
@@ -86,22 +90,60 @@ class InfluxStore:
         self._bucket = bucket_pred
         self.bucket_raw = bucket_raw
         self._timeout_s = timeout_s
-        self._client = InfluxDBClient(url=url, token=token, org=org, timeout=int(timeout_s * 1000))
+        # No retries and no redirects by the client: the one is ours to bound, the other would take the token along.
+        never = Retry(total=0, redirect=False, raise_on_redirect=False)
+        self._client = InfluxDBClient(url=url, token=token, org=org, timeout=int(timeout_s * 1000), retries=never)
         self._service = WriteService(self._client.api_client)  # type: ignore[no-untyped-call]
         self._not_before = 0.0
 
-    def write(self, record_sets: Sequence[RecordSet]) -> list[NotPersisted | None]:
-        """See `PredictionStore.write`."""
-        outcomes = [refusal(record_set) for record_set in record_sets]
-        pending = [
+    def write(self, record_sets: Sequence[RecordSet]) -> list[WriteOutcome]:
+        """See `PredictionStore.write`. Points first, then the replies of those that are durable."""
+        outcomes: list[WriteOutcome] = [refusal(record_set) for record_set in record_sets]
+        points = [
             _Lines(index, encode(record_set), record_set.deadline_s)
             for index, record_set in enumerate(record_sets)
             if outcomes[index] is None
         ]
-        self._send(pending, outcomes)
+        self._send(points, outcomes)
+        replies = [
+            _Lines(index, reply_line(record_set.completion, int(time.time())), record_set.deadline_s)
+            for index, record_set in enumerate(record_sets)
+            if outcomes[index] is None and record_set.completion is not None
+        ]
+        try:
+            self._send(replies, outcomes)
+        except StoreUnavailable as failure:
+            # Those without a key are durable all the same.
+            for lines in replies:
+                outcomes[lines.index] = NotPersisted(PersistFailure.UNAVAILABLE, failure.detail, failure.retry_after_s)
         return outcomes
 
-    def _send(self, pending: list[_Lines], outcomes: list[NotPersisted | None]) -> None:
+    def recall(self, request: KeyedRequest) -> StoredReply | int | None:
+        """See `PredictionStore.recall`. A request that names no instant leaves the one it got, for later attempts."""
+        now_s = int(time.time())
+        state = key_state(request.key, self._query(recall_query(request.key, self._bucket, now_s)), now_s)
+        if state.reply is not None or request.received_ns is None:
+            return state.reply
+        if state.received_ns is not None:
+            return state.received_ns
+        try:
+            self._request(intent_line(request, now_s), self._timeout_s)
+        except _Refused as refused:
+            raise StoreUnavailable(f"InfluxDB refused an Idempotency-Key: {refused}") from None
+        return request.received_ns
+
+    def _query(self, query: FluxQuery) -> list[dict[str, object]]:
+        """The records of all tables. Raises StoreUnavailable."""
+        try:
+            tables = self._client.query_api().query(query.text, self._org, params=query.parameters)
+        except (ApiException, HTTPError, UnicodeDecodeError) as error:
+            failure = self._failure(error, self._timeout_s)
+            if isinstance(failure, _Refused):
+                raise StoreUnavailable(f"InfluxDB refused a query: {failure}") from None
+            raise failure from None
+        return [record.values for table in tables for record in table.records]
+
+    def _send(self, pending: list[_Lines], outcomes: list[WriteOutcome]) -> None:
         """Send what is pending in as few requests as the store accepts, and note what did not become durable."""
         retry_until = time.time() + RETRY_BUDGET_S
         stack, attempts, any_stored = [pending], 0, False
@@ -144,21 +186,24 @@ class InfluxStore:
                 precision="ns",
                 content_type="text/plain; charset=utf-8",
                 _request_timeout=max(1, int(timeout_s * 1000)),
-                urlopen_kw={"redirect": False, "retries": False},
             )
-        except ApiException as error:
-            raise self._verdict(error) from None
-        except Urllib3TimeoutError as error:
-            if isinstance(error, NewConnectionError):  # a refused connection, which urllib3 files under timeouts
-                raise _unreachable(error) from None
+        except (ApiException, HTTPError, UnicodeDecodeError) as error:
+            raise self._failure(error, timeout_s) from None
+
+    def _failure(self, error: Exception, timeout_s: float) -> Exception:
+        """What a failed exchange means: _Refused, _Transient or StoreUnavailable."""
+        if isinstance(error, ApiException):
+            return self._verdict(error)
+        if isinstance(error, UnicodeDecodeError):
+            return StoreUnavailable("what answers at INFLUX_URL is not InfluxDB")
+        # A refused connection is filed under timeouts by urllib3.
+        if isinstance(error, Urllib3TimeoutError) and not isinstance(error, NewConnectionError):
             detail = f"InfluxDB did not answer within {timeout_s:.1f} s"
             # A hung store is not asked again by the same commit: that would only hang for longer.
             hung = timeout_s >= min(_HANG_S, self._timeout_s)
-            raise (StoreUnavailable(detail) if hung else _Transient(detail)) from None
-        except HTTPError as error:
-            raise _unreachable(error) from None
-        except UnicodeDecodeError:
-            raise StoreUnavailable("what answers at INFLUX_URL is not InfluxDB") from None
+            return StoreUnavailable(detail) if hung else _Transient(detail)
+        # Only the kind: the text of a urllib3 error may hold addresses and headers.
+        return _Transient(f"InfluxDB cannot be reached ({type(error).__name__})")
 
     def _verdict(self, error: ApiException) -> Exception:
         """What an answer other than 2xx means. Never carries the headers of the exchange."""
@@ -197,12 +242,7 @@ class InfluxStore:
         self._client.close()  # type: ignore[no-untyped-call]
 
 
-def _unreachable(error: HTTPError) -> _Transient:
-    # Only the kind: the text of a urllib3 error may hold addresses and headers.
-    return _Transient(f"InfluxDB cannot be reached ({type(error).__name__})")
-
-
-def _alive(group: Sequence[_Lines], outcomes: list[NotPersisted | None]) -> list[_Lines]:
+def _alive(group: Sequence[_Lines], outcomes: list[WriteOutcome]) -> list[_Lines]:
     """The group without those whose deadline has passed, who are answered so."""
     now = time.time()
     for lines in group:
@@ -213,7 +253,7 @@ def _alive(group: Sequence[_Lines], outcomes: list[NotPersisted | None]) -> list
     return [lines for lines in group if lines.deadline_s > now]
 
 
-def _halves(group: list[_Lines], refused: _Refused, outcomes: list[NotPersisted | None]) -> list[list[_Lines]]:
+def _halves(group: list[_Lines], refused: _Refused, outcomes: list[WriteOutcome]) -> list[list[_Lines]]:
     """The group in two, or nothing when the bad record set stands alone, which is answered so."""
     if len(group) == 1:
         logger.warning("InfluxDB refused a record set: %s", refused)
@@ -227,7 +267,7 @@ def _halves(group: list[_Lines], refused: _Refused, outcomes: list[NotPersisted 
 def _give_up(
     failure: StoreUnavailable,
     rest: list[list[_Lines]],
-    outcomes: list[NotPersisted | None],
+    outcomes: list[WriteOutcome],
     *,
     any_stored: bool,
 ) -> None:

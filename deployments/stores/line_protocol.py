@@ -27,10 +27,10 @@ def _line(point: PredictionPoint) -> str:
         f",building_id={_tag(point.building_id)},model_version={_tag(point.model_version)}"
     )
     fields = (
-        f"aggregate_kw={_number(point.aggregate_kw)},artifact_sha256={_string(point.artifact_sha256)}"
+        f"aggregate_kw={_number(point.aggregate_kw)},artifact_sha256={string_field(point.artifact_sha256)}"
         f",confidence={_number(point.confidence)},latency_ms={_number(point.latency_ms)}"
-        f",predicted_kw={_number(point.predicted_kw)},request_id={_string(point.request_id)}"
-        f",user_id={_string(point.user_id)}"
+        f",predicted_kw={_number(point.predicted_kw)},request_id={string_field(point.request_id)}"
+        f",user_id={string_field(point.user_id)}"
     )
     return f"{MEASUREMENT},{tags} {fields} {point.time_ns}"
 
@@ -39,7 +39,8 @@ def _tag(value: str) -> str:
     return value.translate(_TAG_ESCAPES)
 
 
-def _string(value: str) -> str:
+def string_field(value: str) -> str:
+    """A string field's value: quoted, with quotes and backslashes escaped."""
     return f'"{value.translate(_STRING_ESCAPES)}"'
 
 

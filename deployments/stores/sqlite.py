@@ -1,7 +1,7 @@
 """The embedded store: one SQLite file in WAL mode, one connection that writes and checkpoints.
 
-Owns the file (see `ownership`), its schema and its durability: a write that returned is on the disk
-(`synchronous=FULL`). Refuses a file it did not make, a newer schema, and a file moved away from under it.
+Owns the file (see `ownership`) and its durability: a write that returned is on the disk (`synchronous=FULL`).
+Refuses what `sqlite_schema` refuses, and a file moved away from under it.
 Readers use `read_rows`, whose snapshots are short; that is what keeps the WAL bounded.
 """
 
@@ -17,15 +17,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
-from deployments.stores.base import StoreUnavailable
+from deployments.contracts import (
+    Completion,
+    KeyedRequest,
+    NotPersisted,
+    PersistFailure,
+    PredictionPoint,
+    RecordSet,
+    StoredReply,
+)
+from deployments.stores.base import KEY_KEPT_S, StoreUnavailable, WriteOutcome
 from deployments.stores.checks import exact_float, refusal
 from deployments.stores.ownership import FileOwnership
+from deployments.stores.sqlite_schema import prepare
 
 logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 2
-"""`PRAGMA user_version` of a file this code writes."""
 
 WAL_LIMIT_BYTES = 16 * 1024 * 1024
 """Beyond this the writer waits for readers to leave and truncates the WAL. SQLite's own checkpoints start at
@@ -39,37 +45,20 @@ BUSY_TIMEOUT_MS = 1000
 FREE_SPACE_FLOOR_BYTES = 32 * 1024 * 1024
 """`ping` calls the store unusable below this: a commit and a checkpoint must both fit."""
 
-_SCHEMA = """
-CREATE TABLE prediction (
-  building_id     TEXT    NOT NULL,
-  appliance_id    TEXT    NOT NULL,
-  model_version   TEXT    NOT NULL,
-  attribution     TEXT    NOT NULL,
-  time_ns         INTEGER NOT NULL,
-  predicted_kw    REAL    NOT NULL,
-  confidence      REAL    NOT NULL,
-  aggregate_kw    REAL    NOT NULL,
-  request_id      TEXT    NOT NULL,
-  user_id         TEXT    NOT NULL,
-  artifact_sha256 TEXT    NOT NULL,
-  latency_ms      REAL    NOT NULL,
-  -- Time before version: analytics ask for a range of time over whatever versions served it.
-  PRIMARY KEY (building_id, appliance_id, time_ns, model_version, attribution)
-) STRICT, WITHOUT ROWID
-"""
+FORGET_EVERY_S = 60.0
+FORGET_AT_ONCE = 1000
+"""Expired keys leave in small steps, which no commit notices."""
 
-_MIGRATIONS = {
-    # Version 1 held one answer an instant and did not say which: what `/infer` gives unless asked is the final one.
-    1: (
-        "ALTER TABLE prediction RENAME TO prediction_1",
-        _SCHEMA,
-        """INSERT INTO prediction
-           SELECT building_id, appliance_id, model_version, 'final', time_ns, predicted_kw, confidence, aggregate_kw,
-                  request_id, user_id, artifact_sha256, latency_ms FROM prediction_1""",
-        "DROP TABLE prediction_1",
-    ),
-}
-"""By the version they start from: what makes the next one of it."""
+_COMPLETE = """
+INSERT INTO idempotent_reply VALUES (:key, :fingerprint, :reply, :now)
+ON CONFLICT DO UPDATE SET fingerprint = :fingerprint, reply = :reply, stored_at_s = :now
+WHERE stored_at_s <= :expired
+"""
+_RECALL = "SELECT fingerprint, reply FROM idempotent_reply WHERE key = ? AND stored_at_s > ?"
+_FORGET = """
+DELETE FROM idempotent_reply
+WHERE key IN (SELECT key FROM idempotent_reply WHERE stored_at_s <= ? ORDER BY stored_at_s LIMIT ?)
+"""
 
 _UPSERT = """
 INSERT INTO prediction VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -109,6 +98,7 @@ class SqliteStore:
         # Resolved, so that two names of one file meet at one lock.
         self._path = path.resolve()
         self._last_truncate_s = float("-inf")
+        self._last_forget_s = float("-inf")
         # write() and ping() come from different threads and share the connection.
         self._lock = threading.Lock()
         try:
@@ -129,15 +119,17 @@ class SqliteStore:
             self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
         )
         try:
-            _prepare(connection, self._path)
+            prepare(connection, self._path)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def write(self, record_sets: Sequence[RecordSet]) -> list[NotPersisted | None]:
-        """See `PredictionStore.write`. One transaction; each record set is atomic inside it."""
-        outcomes = [refusal(record_set) for record_set in record_sets]
+    def write(self, record_sets: Sequence[RecordSet]) -> list[WriteOutcome]:
+        """See `PredictionStore.write`. One transaction; each record set, with its reply, is atomic inside it."""
+        outcomes: list[WriteOutcome] = [refusal(record_set) for record_set in record_sets]
         if None not in outcomes:
             return outcomes
         with self._lock, _explained(self._path):
@@ -148,6 +140,7 @@ class SqliteStore:
                 for index, record_set in enumerate(record_sets):
                     if outcomes[index] is None:
                         outcomes[index] = _insert(connection, record_set)
+                self._forget_old_keys()
                 connection.execute("COMMIT")
             except BaseException:
                 # Some errors (a full disk) have already rolled the transaction back.
@@ -185,6 +178,17 @@ class SqliteStore:
                 logger.warning("a reader keeps the WAL of %s from being truncated", self._path)
         except (OSError, sqlite3.Error) as error:
             logger.warning("checkpoint of %s failed: %s", self._path, error)
+
+    def _forget_old_keys(self) -> None:
+        now = time.monotonic()
+        if now - self._last_forget_s >= FORGET_EVERY_S:
+            self._last_forget_s = now
+            self._connection.execute(_FORGET, (int(time.time()) - KEY_KEPT_S, FORGET_AT_ONCE))
+
+    def recall(self, request: KeyedRequest) -> StoredReply | int | None:
+        """See `PredictionStore.recall`. A key without a reply stored nothing: reply and points are one transaction."""
+        rows = read_rows(self._path, _RECALL, (request.key, int(time.time()) - KEY_KEPT_S))
+        return StoredReply(*rows[0]) if rows else request.received_ns
 
     def ping(self) -> None:
         """See `PredictionStore.ping`: takes the write lock and gives it back, and looks at the free space."""
@@ -225,45 +229,14 @@ def read_rows(path: Path, sql: str, parameters: Sequence[Any] = (), *, max_s: fl
         return connection.execute(sql, parameters).fetchall()
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Check that the file is ours, then set it up. A foreign file stays as it was."""
-    found = connection.execute("PRAGMA user_version").fetchone()[0]
-    if found > SCHEMA_VERSION:
-        raise StoreUnavailable(f"{path} has schema {found}, this build knows {SCHEMA_VERSION}: run the newer build")
-    if found == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-        raise StoreUnavailable(f"{path} is a database of another program")
-    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    if mode != "wal":
-        raise StoreUnavailable(f"{path}: the file system does not support WAL (got {mode!r})")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
-    if found < SCHEMA_VERSION:
-        _migrate(connection, found, path)
-
-
-def _migrate(connection: sqlite3.Connection, found: int, path: Path) -> None:
-    """From an empty file or an older schema to this one, all of it or nothing."""
-    steps = (
-        [_SCHEMA] if found == 0 else [step for version in range(found, SCHEMA_VERSION) for step in _MIGRATIONS[version]]
-    )
-    if found:
-        logger.warning("%s: migrating schema %d to %d", path, found, SCHEMA_VERSION)
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for step in steps:
-            connection.execute(step)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _insert(connection: sqlite3.Connection, record_set: RecordSet) -> NotPersisted | None:
+def _insert(connection: sqlite3.Connection, record_set: RecordSet) -> WriteOutcome:
     """Write one record set, or none of it."""
     connection.execute("SAVEPOINT record_set")
     try:
+        earlier = None if record_set.completion is None else _complete(connection, record_set.completion)
+        if earlier is not None:
+            connection.execute("RELEASE record_set")
+            return earlier
         connection.executemany(_UPSERT, [_row(point) for point in record_set.points])
     except _BAD_RECORD as error:
         connection.execute("ROLLBACK TO record_set")
@@ -272,6 +245,16 @@ def _insert(connection: sqlite3.Connection, record_set: RecordSet) -> NotPersist
         return NotPersisted(PersistFailure.REJECTED, "the store refused the record set")
     connection.execute("RELEASE record_set")
     return None
+
+
+def _complete(connection: sqlite3.Connection, completion: Completion) -> StoredReply | None:
+    """Store the reply, or give the one that was there first: the key is unique, whoever believes to hold it."""
+    claim, now = completion.claim, int(time.time())
+    values = {"key": claim.key, "fingerprint": claim.fingerprint, "reply": completion.body}
+    cursor = connection.execute(_COMPLETE, {**values, "now": now, "expired": now - KEY_KEPT_S})
+    if cursor.rowcount:
+        return None
+    return StoredReply(*connection.execute(_RECALL, (claim.key, now - KEY_KEPT_S)).fetchone())
 
 
 def _row(point: PredictionPoint) -> tuple[str | int | float, ...]:

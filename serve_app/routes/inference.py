@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 
 from serve_app.access.principal import Principal
 from serve_app.access.scopes import Requires, Scope
 from serve_app.bodies import json_body, read_json
+from serve_app.idempotency import REPLAYED_HEADER, Reply, idempotency_key
 from serve_app.middleware import RequestContext
 from serve_app.schemas import (
     DisaggregateRequest,
@@ -19,29 +20,51 @@ from serve_app.schemas import (
 )
 from serve_app.services import Services, context_from, services_of
 
-PROBLEM_RESPONSES = problem_responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503)
+PROBLEM_RESPONSES = problem_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 503)
+KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Sent again with the same key and body, the request is answered with its first reply, byte for "
+    "byte, and not run again. 1 to 255 visible ASCII characters, kept for 24 hours.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
 router = APIRouter(tags=["inference"], responses=PROBLEM_RESPONSES)
 
 
-@router.post("/infer", openapi_extra=json_body(InferRequest))
+@router.post(
+    "/infer", response_model=InferResponse, openapi_extra=json_body(InferRequest) | {"parameters": [KEY_PARAMETER]}
+)
 async def infer(
     request: Request,
     principal: Annotated[Principal, Depends(Requires(Scope.USER))],
     services: Annotated[Services, Depends(services_of)],
     context: Annotated[RequestContext, Depends(context_from)],
-) -> InferResponse:
+) -> Response:
     """Predict one appliance's power from a mains window; 200 only after the prediction is stored."""
+    key = idempotency_key(request.headers)
     body = await read_json(request, InferRequest)
-    return await services.predictor.infer(body, principal, context)
+    return _response(await services.predictor.infer(body, principal, context, key))
 
 
-@router.post("/disaggregate", openapi_extra=json_body(DisaggregateRequest))
+@router.post(
+    "/disaggregate",
+    response_model=DisaggregateResponse,
+    openapi_extra=json_body(DisaggregateRequest) | {"parameters": [KEY_PARAMETER]},
+)
 async def disaggregate(
     request: Request,
     principal: Annotated[Principal, Depends(Requires(Scope.USER))],
     services: Annotated[Services, Depends(services_of)],
     context: Annotated[RequestContext, Depends(context_from)],
-) -> DisaggregateResponse:
+) -> Response:
     """Split the mains into all appliances at one instant; 200 only after the record set is stored."""
+    key = idempotency_key(request.headers)
     body = await read_json(request, DisaggregateRequest)
-    return await services.predictor.disaggregate(body, principal, context)
+    return _response(await services.predictor.disaggregate(body, principal, context, key))
+
+
+def _response(reply: Reply) -> Response:
+    # The very bytes that were stored: a replay must not differ from its original by a space.
+    headers = {REPLAYED_HEADER: "true"} if reply.replayed else None
+    return Response(reply.body, media_type="application/json", headers=headers)

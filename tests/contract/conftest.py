@@ -84,7 +84,8 @@ class InfluxServer:
 
     def points(self) -> list[PredictionPoint]:
         rows = json.loads(self.request("GET", "/__rows")[1])
-        assert all(row["measurement"] == "prediction" and row["bucket"] == BUCKET for row in rows)
+        assert all(row["bucket"] == BUCKET for row in rows)
+        rows = [row for row in rows if row["measurement"] == "prediction"]
         assert all(set(row["tags"]) == set(_TAGS) for row in rows)
         return [PredictionPoint(**row["tags"], **row["fields"], time_ns=row["time_ns"]) for row in rows]
 
@@ -174,6 +175,22 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
         backend: Backend = SqliteBackend(tmp_path / "predictions.db")
     else:
         backend = InfluxBackend(request.getfixturevalue("influx_server"))
+    yield backend
+    backend.mend()
+
+
+@pytest.fixture
+def sqlite_backend(tmp_path: Path) -> Iterator[SqliteBackend]:
+    """For what only SQLite promises."""
+    backend = SqliteBackend(tmp_path / "predictions.db")
+    yield backend
+    backend.mend()
+
+
+@pytest.fixture
+def influx_backend(influx_server: InfluxServer) -> Iterator[InfluxBackend]:
+    """For what only InfluxDB needs."""
+    backend = InfluxBackend(influx_server)
     yield backend
     backend.mend()
 

@@ -53,7 +53,7 @@ def test_what_the_operator_must_mend_is_said_without_the_token(
 
 def test_a_missing_permission_is_the_operators_too(influx_server: Any, store: InfluxStore, make_set: MakeSet) -> None:
     influx_server.fault(kind="status", status=403)
-    with pytest.raises(StoreUnavailable, match="may not write"):
+    with pytest.raises(StoreUnavailable, match="may not use"):
         store.write([make_set()])
 
 

@@ -1,11 +1,11 @@
-"""The write side of InfluxDB 2 as a process of its own, for tests that break it.
+"""InfluxDB 2, as far as we use it, as a process of its own, for tests that break it.
 
     python -m tests.servers.influx2 --log FILE     # prints {"port": ...}, serves 127.0.0.1
 
 It answers 204 only after the points are in the log and the log is on the disk, so that killing it loses nothing
-acknowledged; started again with the same log it has them all. `POST /__control` sets a `Fault`, `GET /__rows` reads
-back every point, `GET /__requests` tells what arrived. Token `test-token`, org `test-org`, buckets `predictions`
-and `raw`.
+acknowledged; started again with the same log it has them all. Queries are interpreted (`flux.py`). `POST /__control`
+sets a `Fault`, `GET /__rows` reads back every point, `GET /__requests` tells what arrived. Token `test-token`, org
+`test-org`, buckets `predictions` and `raw`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.servers.flux import FluxError, Query, Series, annotated_csv, parameters_of
 from tests.servers.line_protocol import LineProtocolError, Point, Value, parse
 
 TOKEN = "test-token"
@@ -31,12 +32,15 @@ ORG = "test-org"
 BUCKETS = ("predictions", "raw")
 PRECISIONS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
-Series = tuple[str, str, tuple[tuple[str, str], ...], int]
+KNOWN_NAMES = frozenset({"idempotent_reply"})
+"""The string literals a query may hold; anything else was written into it and should have been bound."""
+
+Identity = tuple[str, str, tuple[tuple[str, str], ...], int]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with the next `times` writes (-1: with all until told otherwise)."""
+    """What goes wrong with the next `times` writes and queries (-1: with all until told otherwise)."""
 
     kind: str = "none"
     """none, status, reset_before, reset_after, partial, redirect."""
@@ -56,7 +60,7 @@ class Storage:
 
     def __init__(self, log: Path) -> None:
         self._lock = threading.Lock()
-        self._points: dict[Series, dict[str, Value]] = {}
+        self._points: dict[Identity, dict[str, Value]] = {}
         self._types: dict[tuple[str, str, str], type] = {}
         if log.exists():
             for line in log.read_text(encoding="utf-8").splitlines():
@@ -97,6 +101,16 @@ class Storage:
             self._log.truncate(0)
             self._points.clear()
             self._types.clear()
+
+    def series(self) -> list[Series]:
+        """Every field of every series."""
+        found: dict[tuple[Any, ...], Series] = {}
+        with self._lock:
+            for (bucket, measurement, tags, time_ns), fields in self._points.items():
+                for name, value in fields.items():
+                    fresh = Series(bucket, measurement, dict(tags), name, [])
+                    found.setdefault((bucket, measurement, tags, name), fresh).points.append((time_ns, value))
+        return list(found.values())
 
     def rows(self) -> list[dict[str, Any]]:
         """Every point, fields merged as InfluxDB merges them."""
@@ -170,6 +184,8 @@ class Handler(BaseHTTPRequestHandler):
         match url.path:
             case "/api/v2/write":
                 self._write(parse_qs(url.query), body)
+            case "/api/v2/query":
+                self._query(parse_qs(url.query), json.loads(body))
             case "/__reset":
                 self.server.reset()
                 self._reply(204)
@@ -197,6 +213,30 @@ class Handler(BaseHTTPRequestHandler):
 
     def _write(self, query: dict[str, list[str]], body: bytes) -> None:
         fault = self.server.take_fault()
+        if self._failing(fault, query, body):
+            return
+        if self._authorised() and self._addressed(query):
+            if len(body) > fault.largest_body:
+                self._error(413, "request too large", "unable to read data: points batch is too large")
+            else:
+                self._store(query, body, fault)
+
+    def _query(self, query: dict[str, list[str]], document: dict[str, Any]) -> None:
+        if self._failing(self.server.take_fault(), query, document["query"]) or not self._authorised():
+            return
+        if query.get("org", [""])[0] != ORG:
+            self._error(404, "not found", "organization name not found")
+            return
+        try:
+            parameters = parameters_of(document.get("extern"))
+            tables = Query(self.server.storage.series(), parameters).run(document["query"], KNOWN_NAMES)
+        except FluxError as error:
+            self._error(400, "invalid", str(error))
+            return
+        self._reply(200, annotated_csv(tables), content_type="text/csv; charset=utf-8")
+
+    def _failing(self, fault: Fault, query: dict[str, list[str]], body: str | bytes) -> bool:
+        """Plays the fault that befalls the whole request; True when that was the answer."""
         self.server.requests.append({"bytes": len(body), "time_s": time.time(), "query": query})
         time.sleep(fault.latency_s)
         if fault.kind == "reset_before":
@@ -205,11 +245,9 @@ class Handler(BaseHTTPRequestHandler):
             self._error(fault.status, "unavailable", "out of order", fault.retry_after_s)
         elif fault.kind == "redirect":
             self._reply(307, headers={"Location": fault.location})
-        elif self._authorised() and self._addressed(query):
-            if len(body) > fault.largest_body:
-                self._error(413, "request too large", "unable to read data: points batch is too large")
-            else:
-                self._store(query, body, fault)
+        else:
+            return False
+        return True
 
     def _addressed(self, query: dict[str, list[str]]) -> bool:
         bucket, org = query.get("bucket", [""])[0], query.get("org", [""])[0]
@@ -258,12 +296,19 @@ class Handler(BaseHTTPRequestHandler):
         headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
         self._reply(status, {"code": code, "message": message}, headers)
 
-    def _reply(self, status: int, document: object = None, headers: dict[str, str] | None = None) -> None:
-        body = b"" if document is None else json.dumps(document).encode()
+    def _reply(
+        self,
+        status: int,
+        document: object = None,
+        headers: dict[str, str] | None = None,
+        content_type: str = "application/json; charset=utf-8",
+    ) -> None:
+        text = document if isinstance(document, str) else json.dumps(document)
+        body = b"" if document is None else text.encode()
         self.send_response(status)
         self.send_header("X-Influxdb-Version", "v2.7.0")
         if body:
-            self.send_header("Content-Type", "application/json; charset=utf-8")
+            self.send_header("Content-Type", content_type)
         if status != 204:
             self.send_header("Content-Length", str(len(body)))
         for name, value in (headers or {}).items():

@@ -29,6 +29,7 @@ from serve_app.metrics import HttpMetrics
 from serve_app.predict import Predictor
 from serve_app.services import Services
 from serve_app.settings import Environment, Settings
+from serve_app.store_client import StoreClient
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("serve_app", "deployments", "models", "configs")
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "deployments": {"deployments", "models"},
     "serve_app": set(ROOMS),
 }
-RAY_MODULES = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/inference.py"}
+RAY_MODULES = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/inference.py", "serve_app/store_client.py"}
 PUBLIC_PATHS = {f"{prefix}/{name}" for prefix in ("", "/api") for name in ("live", "ready", "health")}
 ADMIN_PATHS = {f"{prefix}/admin/cache/{name}" for prefix in ("", "/api") for name in ("invalidate", "stats")}
 
@@ -175,7 +176,7 @@ def app() -> Any:
         cache_control=CacheControl(None, "none"),
         registry=Registry((), ROOT),
         catalogue=catalogue,
-        predictor=Predictor(appliances={}, persistence=None, catalogue=catalogue, grants=grants),
+        predictor=Predictor({}, StoreClient(None), catalogue, grants),
         metrics=HttpMetrics(),
         logger=logger,
     )

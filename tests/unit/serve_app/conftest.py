@@ -25,19 +25,25 @@ from starlette.datastructures import MutableHeaders
 
 from deployments.contracts import (
     ApplianceStatus,
+    Claim,
     Inference,
     InferenceRefusal,
     InferenceRefused,
     InferenceRequest,
     InferenceResult,
+    KeyedRequest,
+    NotPersisted,
     Persisted,
+    PersistFailure,
     PersistResult,
     PowerInterval,
     RecordSet,
     RefusedVersion,
+    StoredReply,
     StoreStatus,
 )
 from deployments.coordinator import Coordinator
+from deployments.idempotency import KeyClaims
 from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
 from serve_app.access.cache_control import CacheControl, CacheListener
@@ -52,6 +58,7 @@ from serve_app.metrics import HttpMetrics
 from serve_app.predict import Predictor
 from serve_app.services import Services
 from serve_app.settings import Environment, Settings
+from serve_app.store_client import StoreClient
 
 SECRET = "unit-test-secret-of-more-than-thirty-two-bytes"
 ISSUER = "https://project.supabase.test/auth/v1"
@@ -162,7 +169,7 @@ class FakeAppliance:
 
 @dataclass
 class FakeStore:
-    """The Persistence deployment; what it acknowledged is in `stored`."""
+    """The Persistence deployment; what it acknowledged is in `stored`. Claims are the real ones."""
 
     answer: Callable[[RecordSet], Any] | None = None
     stored: list[RecordSet] = field(default_factory=list)
@@ -170,6 +177,27 @@ class FakeStore:
     release: asyncio.Event | None = None
     cancelled: int = 0
     reachable: bool = True
+    replies: dict[str, StoredReply] = field(default_factory=dict)
+    recall_failure: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.claims = KeyClaims(self._recall)
+
+    async def _recall(self, request: KeyedRequest) -> StoredReply | int | None:
+        if self.recall_failure is not None:
+            raise self.recall_failure
+        return self.replies.get(request.key, request.received_ns)
+
+    @property
+    def claim(self) -> Method:
+        return Method(self.claims.claim)
+
+    @property
+    def release_claim(self) -> Method:
+        return Method(self._release)
+
+    async def _release(self, claim: Claim) -> None:
+        self.claims.release(claim)
 
     @property
     def persist(self) -> Method:
@@ -180,6 +208,21 @@ class FakeStore:
         return Method(self._status)
 
     async def _persist(self, record_set: RecordSet) -> PersistResult:
+        completion = record_set.completion
+        if completion is None:
+            return await self._write(record_set)
+        if not self.claims.start(completion.claim):
+            return NotPersisted(PersistFailure.CLAIM_LOST, "")
+        result: PersistResult = NotPersisted(PersistFailure.UNAVAILABLE, "")
+        try:
+            result = await self._write(record_set)
+        finally:
+            if isinstance(result, Persisted):
+                self.replies[completion.claim.key] = completion.reply
+            self.claims.settle(completion, result)
+        return result
+
+    async def _write(self, record_set: RecordSet) -> PersistResult:
         self.started.set()
         try:
             if self.release is not None:
@@ -370,7 +413,7 @@ async def start(
         cache_control=CacheControl(coordinator, REPLICA),
         registry=Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path()),
         catalogue=catalogue,
-        predictor=Predictor(appliances=fakes, persistence=store, catalogue=catalogue, grants=cache),
+        predictor=Predictor(fakes, StoreClient(store), catalogue, cache),
         metrics=HttpMetrics(),
         logger=logger,
     )

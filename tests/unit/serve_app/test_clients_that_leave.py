@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from deployments.contracts import RecordSet
+from serve_app.store_client import StoreClient
 
 
 async def cancel_while_storing(service: Any, kit: Any, route: str) -> None:
@@ -34,13 +35,10 @@ async def test_a_prediction_on_its_way_to_the_store_arrives_when_the_client_leav
 
 
 async def test_without_the_shield_that_test_fails(service: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serve_app.inference import persist
-    from serve_app.predict import Predictor
+    async def unshielded(self: StoreClient, record_set: RecordSet) -> Any:
+        return await self._persist(record_set)
 
-    async def unshielded(self: Any, points: Any, context: Any) -> None:
-        await persist(self.persistence, RecordSet(points=points, deadline_s=context.deadline_s))
-
-    monkeypatch.setattr(Predictor, "_store", unshielded)
+    monkeypatch.setattr(StoreClient, "persist", unshielded)
     await cancel_while_storing(service, kit, "/infer")
     assert service.store.cancelled == 1
     assert service.store.stored == []

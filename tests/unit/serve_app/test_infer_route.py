@@ -13,7 +13,15 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.contracts import InferenceRefusal, NotPersisted, PersistFailure, PowerInterval, RecordSet
+from deployments.contracts import (
+    InferenceRefusal,
+    NotPersisted,
+    Persisted,
+    PersistFailure,
+    PowerInterval,
+    RecordSet,
+)
+from serve_app import store_client
 from serve_app.inference import MAX_ATTEMPTS
 from tests.unit.serve_app.failures import MODEL_FAILURES, problem, raises
 
@@ -199,7 +207,23 @@ async def test_code_that_fails_in_a_replica_is_not_run_again(service: Any, kit: 
     assert body["unavailable"] == ["kettle"]
 
 
-async def test_a_lost_store_replica_is_not_asked_again(service: Any) -> None:
+async def test_a_record_set_lost_with_its_replica_is_sent_again(service: Any) -> None:
+    """It overwrites itself, whether or not the first one arrived."""
+    sent: list[object] = []
+
+    def lost_once(record_set: object) -> Any:
+        sent.append(record_set)
+        if len(sent) == 1:
+            raise RayActorError
+        return Persisted(commit_size=1, persist_ms=1.0)
+
+    service.store.answer = lost_once
+    assert (await service.infer()).status_code == 200
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
+
+
+async def test_a_store_whose_replicas_are_lost_again_and_again_is_away(service: Any) -> None:
     calls = 0
 
     def lost(_: object) -> Any:
@@ -208,6 +232,19 @@ async def test_a_lost_store_replica_is_not_asked_again(service: Any) -> None:
         raise RayActorError
 
     service.store.answer = lost
+    problem(await service.infer(), 503, "store_unavailable")
+    assert calls == store_client.MAX_ATTEMPTS
+
+
+async def test_a_store_that_crashes_on_a_record_set_is_not_asked_again(service: Any) -> None:
+    calls = 0
+
+    def crash(_: object) -> Any:
+        nonlocal calls
+        calls += 1
+        raise RayTaskError("persist", "traceback", ValueError("bug"))
+
+    service.store.answer = crash
     problem(await service.infer(), 503, "store_unavailable")
     assert calls == 1
 

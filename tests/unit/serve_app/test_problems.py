@@ -36,8 +36,8 @@ def test_the_reply_of_every_kind(kind: Problems, retry_after_s: int | None) -> N
         "retryable": kind.value.retryable,
         "errors": [{"pointer": "/window/3", "detail": "is negative"}],
     }
-    assert ("retry-after" in response.headers) == (kind.value.status == 503)
-    if kind.value.status == 503:
+    assert ("retry-after" in response.headers) == (kind.value.status in (409, 503))
+    if kind.value.status in (409, 503):
         assert response.headers["retry-after"] == str(7 if retry_after_s == 7 else 1)
         assert kind.value.retryable
     assert ("www-authenticate" in response.headers) == (kind.value.status == 401)
@@ -45,7 +45,7 @@ def test_the_reply_of_every_kind(kind: Problems, retry_after_s: int | None) -> N
 
 def test_of_the_clients_errors_only_those_of_time_may_pass_by_themselves() -> None:
     retryable = {kind for kind in Problems if kind.value.retryable and kind.value.status < 500}
-    assert retryable == {Problems.RATE_LIMITED, Problems.BODY_TOO_SLOW}
+    assert retryable == {Problems.RATE_LIMITED, Problems.BODY_TOO_SLOW, Problems.IDEMPOTENCY_KEY_IN_FLIGHT}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ async def test_the_document_names_the_media_type_of_problems(kit: SimpleNamespac
     async with kit.start() as service:
         document = (await service.client.get("/openapi.json")).json()
     refused = document["paths"]["/infer"]["post"]["responses"]
-    assert set(refused) >= {"400", "401", "403", "404", "408", "413", "415", "422", "429", "431", "503"}
+    assert set(refused) >= {"400", "401", "403", "404", "408", "409", "413", "415", "422", "429", "431", "503"}
     for status, response in refused.items():
         expected = "application/json" if status == "200" else "application/problem+json"
         assert list(response["content"]) == [expected]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from deployments.contracts import PersistFailure, RecordSet
-from deployments.stores import StoreUnavailable, sqlite
+from deployments.stores import StoreUnavailable, sqlite, sqlite_schema
 from deployments.stores.ownership import StoreInUse
 from deployments.stores.sqlite import SqliteStore, read_rows
 
@@ -105,19 +105,21 @@ def test_a_file_of_the_first_schema_is_migrated_with_every_row(
     store = SqliteStore(path)
     assert store.write([make_set(attribution="provisional")]) == [None]
     store.close()
-    assert read_rows(path, "PRAGMA user_version") == [(2,)]
+    assert read_rows(path, "PRAGMA user_version") == [(sqlite_schema.SCHEMA_VERSION,)]
     expected = [(*row[:3], "final", *row[3:]) for row in of_version_1]
     assert read_rows(path, "SELECT * FROM prediction WHERE attribution = 'final' ORDER BY time_ns") == expected
     assert _count(path) == len(expected) + 1
-    assert read_rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'") == [("prediction",)]
+    SqliteStore(path.with_name("new")).close()
+    of_today = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
+    assert read_rows(path, of_today) == read_rows(path.with_name("new"), of_today)
     SqliteStore(path).close()
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(
     path: Path, of_version_1: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = sqlite._MIGRATIONS[1]
-    monkeypatch.setitem(sqlite._MIGRATIONS, 1, (*steps[:-1], "DROP TABLE no_such_table"))
+    steps = sqlite_schema._MIGRATIONS[1]
+    monkeypatch.setitem(sqlite_schema._MIGRATIONS, 1, (*steps[:-1], "DROP TABLE no_such_table"))
     with pytest.raises(StoreUnavailable):
         SqliteStore(path, ownership_wait_s=0)
     assert read_rows(path, "PRAGMA user_version") == [(1,)]

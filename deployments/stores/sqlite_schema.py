@@ -1,0 +1,96 @@
+"""The tables of the embedded store, and how an older file becomes one of today.
+
+Refuses a file of another program and one of a newer build.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from pathlib import Path
+
+from deployments.stores.base import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 3
+"""`PRAGMA user_version` of a file this code writes."""
+
+_PREDICTION = """
+CREATE TABLE prediction (
+  building_id     TEXT    NOT NULL,
+  appliance_id    TEXT    NOT NULL,
+  model_version   TEXT    NOT NULL,
+  attribution     TEXT    NOT NULL,
+  time_ns         INTEGER NOT NULL,
+  predicted_kw    REAL    NOT NULL,
+  confidence      REAL    NOT NULL,
+  aggregate_kw    REAL    NOT NULL,
+  request_id      TEXT    NOT NULL,
+  user_id         TEXT    NOT NULL,
+  artifact_sha256 TEXT    NOT NULL,
+  latency_ms      REAL    NOT NULL,
+  -- Time before version: analytics ask for a range of time over whatever versions served it.
+  PRIMARY KEY (building_id, appliance_id, time_ns, model_version, attribution)
+) STRICT, WITHOUT ROWID
+"""
+
+_IDEMPOTENT_REPLY = """
+CREATE TABLE idempotent_reply (
+  key         TEXT    NOT NULL PRIMARY KEY,
+  fingerprint TEXT    NOT NULL,
+  reply       BLOB    NOT NULL,
+  stored_at_s INTEGER NOT NULL
+) STRICT
+"""
+_IDEMPOTENT_REPLY_AGE = "CREATE INDEX idempotent_reply_age ON idempotent_reply (stored_at_s)"
+
+_MIGRATIONS = {
+    0: (_PREDICTION, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
+    # Version 1 held one answer an instant and did not say which: what `/infer` gives unless asked is the final one.
+    1: (
+        "ALTER TABLE prediction RENAME TO prediction_1",
+        _PREDICTION,
+        """INSERT INTO prediction
+           SELECT building_id, appliance_id, model_version, 'final', time_ns, predicted_kw, confidence, aggregate_kw,
+                  request_id, user_id, artifact_sha256, latency_ms FROM prediction_1""",
+        "DROP TABLE prediction_1",
+    ),
+    2: (_IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
+}
+"""By the version they start from: what makes the next one of it, and of an empty file the newest."""
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Check that the file is ours, then set it up and migrate it.
+
+    A foreign file stays as it was. Raises StoreUnavailable, and what SQLite raises.
+    """
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found > SCHEMA_VERSION:
+        raise StoreUnavailable(f"{path} has schema {found}, this build knows {SCHEMA_VERSION}: run the newer build")
+    if found == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        raise StoreUnavailable(f"{path} is a database of another program")
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreUnavailable(f"{path}: the file system does not support WAL (got {mode!r})")
+    if found < SCHEMA_VERSION:
+        _migrate(connection, found, path)
+
+
+def _migrate(connection: sqlite3.Connection, found: int, path: Path) -> None:
+    """From an empty file or an older schema to this one, all of it or nothing."""
+    versions = (0,) if found == 0 else range(found, SCHEMA_VERSION)
+    steps = [step for version in versions for step in _MIGRATIONS[version]]
+    if found:
+        logger.warning("%s: migrating schema %d to %d", path, found, SCHEMA_VERSION)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for step in steps:
+            connection.execute(step)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,38 @@
+"""Instants: from a client's text to UTC, and to the integer nanoseconds in which they are stored."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+LATEST_AHEAD = timedelta(days=1)
+"""A sample from further ahead is a broken clock, and would hide behind every later query."""
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_instant(text: str) -> datetime:
+    """An ISO 8601 instant with offset, as UTC. Raises ValueError with a reason for people."""
+    if not _RFC3339.fullmatch(text):
+        raise ValueError("must be ISO 8601 with an offset, like 2026-01-31T18:00:00Z")
+    try:
+        instant = datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("is not a date and time that exists") from None
+    if instant < EARLIEST:
+        raise ValueError("is before the year 2000")
+    if instant > datetime.now(UTC) + LATEST_AHEAD:
+        raise ValueError("is more than a day in the future")
+    return instant
+
+
+def to_ns(instant: datetime) -> int:
+    """Nanoseconds since 1970. Integer arithmetic: a float of seconds has no room for them, and identity is exact."""
+    return (instant - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def from_ns(time_ns: int) -> datetime:
+    """The instant, UTC, cut to microseconds."""
+    return _EPOCH + timedelta(microseconds=time_ns // 1000)
