@@ -142,6 +142,22 @@ class PredictionPoint:
     latency_ms: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Readings:
+    """n mains readings of one or more buildings, as arrays of length n. Identity of each: (building_id, time_ns).
+
+    `building`: int32, indices into `building_ids`. `time_ns`: int64. `aggregate_kw`: float64, kW.
+    """
+
+    building_ids: tuple[str, ...]
+    building: npt.NDArray[np.int32]
+    time_ns: npt.NDArray[np.int64]
+    aggregate_kw: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.time_ns)
+
+
 @dataclass(frozen=True, slots=True)
 class KeyedRequest:
     """A request that carries an Idempotency-Key, before it runs.
@@ -215,7 +231,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class RecordSet:
-    """Points that become durable together or not at all (one `/infer`: one; one `/disaggregate`: several).
+    """What becomes durable together or not at all: points (one `/infer`: one, one `/disaggregate`: several), readings.
 
     With `completion`, the reply of a keyed request becomes durable with them.
     """
@@ -223,6 +239,12 @@ class RecordSet:
     points: tuple[PredictionPoint, ...]
     deadline_s: float
     completion: Completion | None = None
+    readings: Readings | None = None
+
+    @property
+    def records(self) -> int:
+        """How many rows it makes."""
+        return len(self.points) + (0 if self.readings is None else len(self.readings))
 
 
 class PersistFailure(StrEnum):

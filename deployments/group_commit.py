@@ -186,7 +186,7 @@ class GroupCommit:
         self._largest_commit = max(self._largest_commit, len(answers))
         for record_set, answer in zip(record_sets, answers, strict=True):
             if isinstance(answer, Persisted):
-                self._records_total += len(record_set.points)
+                self._records_total += record_set.records
 
     def _fail_everything(self, batch: list[_Waiting], outage: StoreUnavailable) -> None:
         """Answer everyone now: who waits behind a dead store would only wait to learn the same."""

@@ -18,19 +18,28 @@ B = TypeVar("B", bound=BaseModel)
 
 async def read_json(request: Request, body_type: type[B]) -> B:
     """The body as `body_type`. Raises Problem: 415 wrong type or encoding, 400 cut short or not JSON, 422 not valid."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type_of(request) != "application/json":
         raise Problem(Problems.UNSUPPORTED_MEDIA_TYPE, "Send the body as application/json.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(Problems.UNSUPPORTED_MEDIA_TYPE, "Compressed bodies are not accepted.")
-    try:
-        raw = await request.body()
-    except ClientDisconnect:
-        raise Problem(Problems.BAD_REQUEST, "The body ended before it was complete.") from None
+    raw = await read_body(request)
     try:
         return body_type.model_validate_json(raw)
     except ValidationError as error:
         raise _problem(error) from None
+
+
+def media_type_of(request: Request) -> str:
+    """The type of the body, in lower case and without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body. Raises Problem: 415 compressed, 400 cut short."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(Problems.UNSUPPORTED_MEDIA_TYPE, "Compressed bodies are not accepted.")
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise Problem(Problems.BAD_REQUEST, "The body ended before it was complete.") from None
 
 
 def _problem(error: ValidationError) -> Problem:

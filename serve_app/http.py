@@ -18,7 +18,7 @@ from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, problem_re
 from serve_app.openapi import DocumentedAPI
 from serve_app.problems import FieldError, Problem, Problems, from_framework_status
 from serve_app.request_limits import RequestLimitMiddleware
-from serve_app.routes import admin, health, inference, models
+from serve_app.routes import admin, health, inference, ingest, models
 from serve_app.services import Services
 from serve_app.settings import Environment
 
@@ -64,14 +64,18 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         redirect_slashes=False,  # the redirect's address would come from the Host header; a wrong path is a 404
     )
     app.state.services = services
-    for router in (inference.router, models.router, admin.router, health.router):
+    for router in (inference.router, ingest.router, models.router, admin.router, health.router):
         app.include_router(router)
         app.include_router(router, prefix=API_PREFIX, include_in_schema=False)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     # The last one added is the outermost.
-    app.add_middleware(RequestLimitMiddleware, body_limit_bytes=BODY_LIMIT_BYTES)
+    app.add_middleware(
+        RequestLimitMiddleware,
+        body_limit_bytes=BODY_LIMIT_BYTES,
+        larger={prefix + ingest.PATH: ingest.BODY_LIMIT_BYTES for prefix in ("", API_PREFIX)},
+    )
     app.add_middleware(
         AddressLimitMiddleware,
         quotas=services.quotas,

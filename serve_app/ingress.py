@@ -38,6 +38,7 @@ class Ingress:
         logger = service_logger()
         catalogue = Catalogue(appliances, persistence, logger)
         grants = build_grants(settings)
+        store = StoreClient(persistence)
         quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)
         replica = serve.get_replica_context().replica_id.unique_id
         self._catalogue = catalogue
@@ -50,7 +51,8 @@ class Ingress:
             cache_control=CacheControl(coordinator, replica),
             registry=Registry.load(Path(registry_path) if registry_path else None),
             catalogue=catalogue,
-            predictor=Predictor(appliances, StoreClient(persistence), catalogue, grants),
+            predictor=Predictor(appliances, store, catalogue, grants),
+            store=store,
             metrics=HttpMetrics(),
             logger=logger,
         )

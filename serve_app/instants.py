@@ -21,11 +21,16 @@ def parse_instant(text: str) -> datetime:
         instant = datetime.fromisoformat(text.upper()).astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError("is not a date and time that exists") from None
+    check_instant(instant)
+    return instant
+
+
+def check_instant(instant: datetime) -> None:
+    """Raises ValueError with a reason for people when no sample can be of this time."""
     if instant < EARLIEST:
         raise ValueError("is before the year 2000")
     if instant > datetime.now(UTC) + LATEST_AHEAD:
         raise ValueError("is more than a day in the future")
-    return instant
 
 
 def to_ns(instant: datetime) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,22 +20,25 @@ _CLOSE = {"Connection": "close"}
 class RequestLimitMiddleware:
     """Refuses headers over `MAX_HEADERS_BYTES`, bodies over `body_limit_bytes` and bodies that outlast the deadline.
 
+    `larger`: the limits of paths that take more.
     Bytes are counted on the wire: a chunked body has no length to trust.
     """
 
-    def __init__(self, app: ASGIApp, *, body_limit_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, body_limit_bytes: int, larger: Mapping[str, int] | None = None) -> None:
         self._app = app
         self._body_limit_bytes = body_limit_bytes
+        self._larger = dict(larger or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
+        limit_bytes = self._larger.get(scope["path"], self._body_limit_bytes)
+        refusal = _refusal(scope, limit_bytes)
         if refusal is not None:
             await problem_reply(scope, refusal)(scope, receive, send)
             return
-        body = _BoundedBody(receive, context_of(scope), self._body_limit_bytes)
+        body = _BoundedBody(receive, context_of(scope), limit_bytes)
         started = False
 
         async def watched(message: Message) -> None:
@@ -48,17 +52,6 @@ class RequestLimitMiddleware:
             if started:
                 raise
             await problem_reply(scope, refused.problem)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Problem | None:
-        """What the headers alone already show."""
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS_BYTES:
-            detail = f"The headers are larger than {MAX_HEADERS_BYTES} bytes."
-            return Problem(Problems.HEADERS_TOO_LARGE, detail, headers=_CLOSE)
-        declared = Headers(scope=scope).get("content-length", "")
-        # A number longer than any length: Python refuses to read the longest ones.
-        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self._body_limit_bytes):
-            return _too_large(self._body_limit_bytes)
-        return None
 
 
 class _BoundedBody:
@@ -86,6 +79,18 @@ class _BoundedBody:
             if self._received_bytes > self._limit_bytes:
                 raise _Refused(_too_large(self._limit_bytes))
         return message
+
+
+def _refusal(scope: Scope, limit_bytes: int) -> Problem | None:
+    """What the headers alone already show."""
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS_BYTES:
+        detail = f"The headers are larger than {MAX_HEADERS_BYTES} bytes."
+        return Problem(Problems.HEADERS_TOO_LARGE, detail, headers=_CLOSE)
+    declared = Headers(scope=scope).get("content-length", "")
+    # A number longer than any length: Python refuses to read the longest ones.
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit_bytes):
+        return _too_large(limit_bytes)
+    return None
 
 
 def _too_large(limit_bytes: int) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, WithJsonSchema, field_validator
 
 from models.attribution import Attribution
 from serve_app.instants import parse_instant
@@ -58,6 +58,51 @@ class InferRequest(_Request):
 
 class DisaggregateRequest(_Request):
     """One mains window for every appliance at once."""
+
+
+def _instant(value: object) -> datetime:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")  # noqa: TRY004 - pydantic reports only this one
+    return parse_instant(value)
+
+
+class Reading(BaseModel):
+    """Mains power of one building at one instant."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    building_id: Identifier
+    ts: Annotated[
+        datetime,
+        PlainValidator(_instant),
+        WithJsonSchema({"type": "string", "format": "date-time", "description": "ISO 8601 with offset"}),
+        Field(examples=["2026-01-31T18:00:00+01:00"]),
+    ]
+    aggregate_kw: MainsKw
+
+
+class ReadingsRequest(BaseModel):
+    """Mains readings of any buildings, in any order."""
+
+    readings: list[Reading] = Field(min_length=1, max_length=5000)
+
+
+class ReadingFaultDocument(BaseModel):
+    """Why one reading was not stored."""
+
+    index: int = Field(description="Position in the call, from 0; in line protocol of the lines that are no comments")
+    field: str = Field(description="The faulty field; empty for the whole reading")
+    detail: str
+
+
+class ReadingsResponse(BaseModel):
+    """What is stored now, and what is not."""
+
+    request_id: str
+    persisted: bool = Field(description="Always true: a call of which nothing could be stored is an error")
+    accepted: int
+    refused: int
+    errors: list[ReadingFaultDocument]
 
 
 IntervalKw = Annotated[

@@ -18,6 +18,7 @@ from serve_app.metrics import HttpMetrics
 from serve_app.middleware import RequestContext, context_of
 from serve_app.predict import Predictor
 from serve_app.settings import Settings
+from serve_app.store_client import StoreClient
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Services:
     registry: Registry
     catalogue: Catalogue
     predictor: Predictor
+    store: StoreClient
     metrics: HttpMetrics
     logger: logging.Logger
 

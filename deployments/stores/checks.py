@@ -11,7 +11,9 @@ import math
 import re
 from numbers import Real
 
-from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
+import numpy as np
+
+from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, Readings, RecordSet
 
 TEXT_LIMIT = 512
 """Longest string of a point, far above the API's own limits; it keeps a series key below InfluxDB's 64 KiB."""
@@ -44,8 +46,14 @@ def exact_float(value: float) -> float:
 
 
 def _record_set_problem(record_set: RecordSet) -> str | None:
-    if not record_set.points:
+    if not record_set.records:
         return "the record set is empty"
+    if record_set.readings is not None:
+        problem = _readings_problem(record_set.readings)
+        if problem is not None:
+            return problem
+    if not record_set.points:
+        return None
     identities = {(*(getattr(p, tag) for tag in _TAGS), p.time_ns) for p in record_set.points}
     if len(identities) != len(record_set.points):
         # One of the two would overwrite the other and be lost without a word.
@@ -64,6 +72,27 @@ def _point_problem(point: PredictionPoint) -> str | None:
     if type(point.time_ns) is not int or not TIME_NS_MIN <= point.time_ns <= TIME_NS_MAX:
         return "time_ns is not an integer that fits 64 bits"
     return None
+
+
+def _readings_problem(readings: Readings) -> str | None:
+    size = len(readings)
+    if not size or len(readings.building) != size or len(readings.aggregate_kw) != size:
+        return "the readings' arrays are empty or differ in length"
+    if readings.time_ns.dtype != np.int64 or not np.issubdtype(readings.building.dtype, np.integer):
+        return "time_ns and building are not integers"
+    order = np.lexsort((readings.time_ns, readings.building))
+    same = (np.diff(readings.time_ns[order]) == 0) & (np.diff(readings.building[order]) == 0)
+    faults = {
+        "aggregate_kw is not a finite number": not np.isfinite(readings.aggregate_kw).all(),
+        "building is not an index into building_ids": readings.building.min() < 0
+        or readings.building.max() >= len(readings.building_ids),
+        "time_ns is not an integer that fits 64 bits": readings.time_ns.min() < TIME_NS_MIN
+        or readings.time_ns.max() > TIME_NS_MAX,
+        "a building is named twice": len(set(readings.building_ids)) != len(readings.building_ids),
+        "two readings of the record set have the same identity": same.any(),
+    }
+    texts = (_text_problem("building_id", building_id, is_tag=True) for building_id in readings.building_ids)
+    return next((fault for fault, found in faults.items() if found), None) or next(filter(None, texts), None)
 
 
 def _text_problem(name: str, value: object, *, is_tag: bool) -> str | None:

@@ -32,7 +32,7 @@ from deployments.stores.base import StoreUnavailable, WriteOutcome
 from deployments.stores.checks import refusal
 from deployments.stores.flux import FluxQuery
 from deployments.stores.influx_keys import intent_line, key_state, recall_query, reply_line
-from deployments.stores.line_protocol import encode
+from deployments.stores.line_protocol import encode, encode_readings
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class _Lines:
     """One record set ready to send, and its place in the commit."""
 
     index: int
+    bucket: str
     body: bytes
     deadline_s: float
 
@@ -84,11 +85,11 @@ class InfluxStore:
     ) -> None:
         """Contact nothing yet: a store that is down at start-up is an outage, not a broken build.
 
-        `bucket_raw` is where meters write; this store only writes to `bucket_pred`.
+        Readings are in `bucket_raw`, predictions and replies in `bucket_pred`.
         """
         self._org = org
         self._bucket = bucket_pred
-        self.bucket_raw = bucket_raw
+        self._bucket_raw = bucket_raw
         self._timeout_s = timeout_s
         # No retries and no redirects by the client: the one is ours to bound, the other would take the token along.
         never = Retry(total=0, redirect=False, raise_on_redirect=False)
@@ -97,25 +98,24 @@ class InfluxStore:
         self._not_before = 0.0
 
     def write(self, record_sets: Sequence[RecordSet]) -> list[WriteOutcome]:
-        """See `PredictionStore.write`. Points first, then the replies of those that are durable."""
+        """See `PredictionStore.write`. Readings and points first, then the replies of those that are durable."""
         outcomes: list[WriteOutcome] = [refusal(record_set) for record_set in record_sets]
-        points = [
-            _Lines(index, encode(record_set), record_set.deadline_s)
-            for index, record_set in enumerate(record_sets)
-            if outcomes[index] is None
-        ]
-        self._send(points, outcomes)
-        replies = [
-            _Lines(index, reply_line(record_set.completion, int(time.time())), record_set.deadline_s)
-            for index, record_set in enumerate(record_sets)
-            if outcomes[index] is None and record_set.completion is not None
-        ]
-        try:
-            self._send(replies, outcomes)
-        except StoreUnavailable as failure:
-            # Those without a key are durable all the same.
-            for lines in replies:
-                outcomes[lines.index] = NotPersisted(PersistFailure.UNAVAILABLE, failure.detail, failure.retry_after_s)
+        wanted = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        readings, points, replies = [], [], []
+        for index in wanted:
+            record_set = record_sets[index]
+            if record_set.readings is not None:
+                lines = encode_readings(record_set.readings)
+                readings.append(_Lines(index, self._bucket_raw, lines, record_set.deadline_s))
+            if record_set.points:
+                points.append(_Lines(index, self._bucket, encode(record_set), record_set.deadline_s))
+            if record_set.completion is not None:
+                lines = reply_line(record_set.completion, int(time.time()))
+                replies.append(_Lines(index, self._bucket, lines, record_set.deadline_s))
+        any_durable = False
+        for stage in (readings, points, replies):
+            pending = [lines for lines in stage if outcomes[lines.index] is None]
+            any_durable = self._send(pending, outcomes, any_durable=any_durable) or any_durable
         return outcomes
 
     def recall(self, request: KeyedRequest) -> StoredReply | int | None:
@@ -127,7 +127,7 @@ class InfluxStore:
         if state.received_ns is not None:
             return state.received_ns
         try:
-            self._request(intent_line(request, now_s), self._timeout_s)
+            self._request(intent_line(request, now_s), self._bucket, self._timeout_s)
         except _Refused as refused:
             raise StoreUnavailable(f"InfluxDB refused an Idempotency-Key: {refused}") from None
         return request.received_ns
@@ -137,14 +137,18 @@ class InfluxStore:
         try:
             tables = self._client.query_api().query(query.text, self._org, params=query.parameters)
         except (ApiException, HTTPError, UnicodeDecodeError) as error:
-            failure = self._failure(error, self._timeout_s)
+            failure = self._failure(error, self._bucket, self._timeout_s)
             if isinstance(failure, _Refused):
                 raise StoreUnavailable(f"InfluxDB refused a query: {failure}") from None
             raise failure from None
         return [record.values for table in tables for record in table.records]
 
-    def _send(self, pending: list[_Lines], outcomes: list[WriteOutcome]) -> None:
-        """Send what is pending in as few requests as the store accepts, and note what did not become durable."""
+    def _send(self, pending: list[_Lines], outcomes: list[WriteOutcome], *, any_durable: bool) -> bool:
+        """Send what is pending, of one bucket, in as few requests as the store accepts.
+
+        Notes what did not become durable; True when something did. Raises StoreUnavailable when nothing of the whole
+        commit is durable, which `any_durable` says of the part before.
+        """
         retry_until = time.time() + RETRY_BUDGET_S
         stack, attempts, any_stored = [pending], 0, False
         while stack:
@@ -166,34 +170,36 @@ class InfluxStore:
                     time.sleep(pause_s)
                     stack.append(group)
                 else:
-                    _give_up(failure, [*stack, group], outcomes, any_stored=any_stored)
-                    return
+                    _give_up(failure, [*stack, group], outcomes, any_stored=any_stored or any_durable)
+                    return any_stored
             except StoreUnavailable as failure:
-                _give_up(failure, [*stack, group], outcomes, any_stored=any_stored)
-                return
+                _give_up(failure, [*stack, group], outcomes, any_stored=any_stored or any_durable)
+                return any_stored
+        return any_stored
 
     def _post(self, group: Sequence[_Lines]) -> None:
         """One request. Returns when it is durable; raises _Refused, _Transient or StoreUnavailable."""
         remaining_s = max(lines.deadline_s for lines in group) - time.time()
-        self._request(b"\n".join(lines.body for lines in group), max(0.001, min(self._timeout_s, remaining_s)))
+        body = b"\n".join(lines.body for lines in group)
+        self._request(body, group[0].bucket, max(0.001, min(self._timeout_s, remaining_s)))
 
-    def _request(self, body: bytes, timeout_s: float) -> None:
+    def _request(self, body: bytes, bucket: str, timeout_s: float) -> None:
         try:
             self._service.post_write(  # type: ignore[no-untyped-call]
                 org=self._org,
-                bucket=self._bucket,
+                bucket=bucket,
                 body=body,
                 precision="ns",
                 content_type="text/plain; charset=utf-8",
                 _request_timeout=max(1, int(timeout_s * 1000)),
             )
         except (ApiException, HTTPError, UnicodeDecodeError) as error:
-            raise self._failure(error, timeout_s) from None
+            raise self._failure(error, bucket, timeout_s) from None
 
-    def _failure(self, error: Exception, timeout_s: float) -> Exception:
+    def _failure(self, error: Exception, bucket: str, timeout_s: float) -> Exception:
         """What a failed exchange means: _Refused, _Transient or StoreUnavailable."""
         if isinstance(error, ApiException):
-            return self._verdict(error)
+            return self._verdict(error, bucket)
         if isinstance(error, UnicodeDecodeError):
             return StoreUnavailable("what answers at INFLUX_URL is not InfluxDB")
         # A refused connection is filed under timeouts by urllib3.
@@ -205,11 +211,11 @@ class InfluxStore:
         # Only the kind: the text of a urllib3 error may hold addresses and headers.
         return _Transient(f"InfluxDB cannot be reached ({type(error).__name__})")
 
-    def _verdict(self, error: ApiException) -> Exception:
+    def _verdict(self, error: ApiException, bucket: str) -> Exception:
         """What an answer other than 2xx means. Never carries the headers of the exchange."""
         status = error.status or 0
         if status in _OPERATOR_ERRORS:
-            detail = _OPERATOR_ERRORS[status].format(bucket=self._bucket, org=self._org)
+            detail = _OPERATOR_ERRORS[status].format(bucket=bucket, org=self._org)
             return StoreUnavailable(detail, retry_after_s=5)
         if status in (400, 413, 422):
             return _Refused(f"{status} {str(error.body)[:200]}")
@@ -233,7 +239,7 @@ class InfluxStore:
         if left_s > 0:
             raise StoreUnavailable("InfluxDB asked to be left alone", max(1, round(left_s)))
         try:
-            self._request(b"", min(1.0, self._timeout_s))
+            self._request(b"", self._bucket, min(1.0, self._timeout_s))
         except _Refused:
             return
 

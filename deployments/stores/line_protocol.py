@@ -6,10 +6,11 @@ saves the server a sort. https://docs.influxdata.com/influxdb/v2/reference/synta
 
 from __future__ import annotations
 
-from deployments.contracts import PredictionPoint, RecordSet
+from deployments.contracts import PredictionPoint, Readings, RecordSet
 from deployments.stores.checks import exact_float
 
 MEASUREMENT = "prediction"
+READING_MEASUREMENT = "sensor_reading"
 
 # In a tag only these three are escaped; a backslash before anything else stands for itself.
 _TAG_ESCAPES = str.maketrans({",": r"\,", "=": r"\=", " ": r"\ "})
@@ -19,6 +20,13 @@ _STRING_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\""})
 def encode(record_set: RecordSet) -> bytes:
     """One line a point, in UTF-8, without a newline at the end."""
     return "\n".join(_line(point) for point in record_set.points).encode()
+
+
+def encode_readings(readings: Readings) -> bytes:
+    """One line a reading, in UTF-8, without a newline at the end."""
+    series = [f"{READING_MEASUREMENT},building_id={_tag(building_id)}" for building_id in readings.building_ids]
+    columns = zip(readings.building.tolist(), readings.aggregate_kw.tolist(), readings.time_ns.tolist(), strict=True)
+    return "\n".join(f"{series[index]} aggregate_kw={_number(kw)} {time_ns}" for index, kw, time_ns in columns).encode()
 
 
 def _line(point: PredictionPoint) -> str:

@@ -23,6 +23,7 @@ from deployments.contracts import (
     NotPersisted,
     PersistFailure,
     PredictionPoint,
+    Readings,
     RecordSet,
     StoredReply,
 )
@@ -66,6 +67,10 @@ ON CONFLICT DO UPDATE SET
   predicted_kw = excluded.predicted_kw, confidence = excluded.confidence,
   aggregate_kw = excluded.aggregate_kw, latency_ms = excluded.latency_ms,
   request_id = excluded.request_id, user_id = excluded.user_id, artifact_sha256 = excluded.artifact_sha256
+"""
+
+_UPSERT_READING = """
+INSERT INTO sensor_reading VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET aggregate_kw = excluded.aggregate_kw
 """
 
 _BAD_RECORD = (
@@ -238,6 +243,8 @@ def _insert(connection: sqlite3.Connection, record_set: RecordSet) -> WriteOutco
             connection.execute("RELEASE record_set")
             return earlier
         connection.executemany(_UPSERT, [_row(point) for point in record_set.points])
+        if record_set.readings is not None:
+            connection.executemany(_UPSERT_READING, _reading_rows(record_set.readings))
     except _BAD_RECORD as error:
         connection.execute("ROLLBACK TO record_set")
         connection.execute("RELEASE record_set")
@@ -272,6 +279,11 @@ def _row(point: PredictionPoint) -> tuple[str | int | float, ...]:
         point.artifact_sha256,
         exact_float(point.latency_ms),
     )
+
+
+def _reading_rows(readings: Readings) -> Iterator[tuple[str, int, float]]:
+    columns = zip(readings.building.tolist(), readings.time_ns.tolist(), readings.aggregate_kw.tolist(), strict=True)
+    return ((readings.building_ids[index], time_ns, exact_float(kw)) for index, time_ns, kw in columns)
 
 
 @contextlib.contextmanager

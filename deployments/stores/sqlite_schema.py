@@ -13,7 +13,7 @@ from deployments.stores.base import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """`PRAGMA user_version` of a file this code writes."""
 
 _PREDICTION = """
@@ -35,6 +35,15 @@ CREATE TABLE prediction (
 ) STRICT, WITHOUT ROWID
 """
 
+_SENSOR_READING = """
+CREATE TABLE sensor_reading (
+  building_id  TEXT    NOT NULL,
+  time_ns      INTEGER NOT NULL,
+  aggregate_kw REAL    NOT NULL,
+  PRIMARY KEY (building_id, time_ns)
+) STRICT, WITHOUT ROWID
+"""
+
 _IDEMPOTENT_REPLY = """
 CREATE TABLE idempotent_reply (
   key         TEXT    NOT NULL PRIMARY KEY,
@@ -46,7 +55,7 @@ CREATE TABLE idempotent_reply (
 _IDEMPOTENT_REPLY_AGE = "CREATE INDEX idempotent_reply_age ON idempotent_reply (stored_at_s)"
 
 _MIGRATIONS = {
-    0: (_PREDICTION, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
+    0: (_PREDICTION, _SENSOR_READING, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
     # Version 1 held one answer an instant and did not say which: what `/infer` gives unless asked is the final one.
     1: (
         "ALTER TABLE prediction RENAME TO prediction_1",
@@ -57,6 +66,7 @@ _MIGRATIONS = {
         "DROP TABLE prediction_1",
     ),
     2: (_IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
+    3: (_SENSOR_READING,),
 }
 """By the version they start from: what makes the next one of it, and of an empty file the newest."""
 

@@ -82,10 +82,12 @@ class InfluxServer:
     def requests(self) -> list[dict[str, Any]]:
         return list(json.loads(self.request("GET", "/__requests")[1]))
 
+    def rows(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.request("GET", "/__rows")[1]))
+
     def points(self) -> list[PredictionPoint]:
-        rows = json.loads(self.request("GET", "/__rows")[1])
+        rows = [row for row in self.rows() if row["measurement"] == "prediction"]
         assert all(row["bucket"] == BUCKET for row in rows)
-        rows = [row for row in rows if row["measurement"] == "prediction"]
         assert all(set(row["tags"]) == set(_TAGS) for row in rows)
         return [PredictionPoint(**row["tags"], **row["fields"], time_ns=row["time_ns"]) for row in rows]
 
@@ -112,6 +114,7 @@ class Backend(Protocol):
 
     def config(self) -> StoreConfig: ...
     def points(self) -> list[PredictionPoint]: ...
+    def readings(self) -> list[tuple[str, int, float]]: ...
     def break_it(self) -> None: ...
     def mend(self) -> None: ...
     def crash(self) -> None: ...
@@ -129,6 +132,9 @@ class SqliteBackend:
 
     def points(self) -> list[PredictionPoint]:
         return [PredictionPoint(*row) for row in read_rows(self.path, f"SELECT {', '.join(COLUMNS)} FROM prediction")]  # noqa: S608
+
+    def readings(self) -> list[tuple[str, int, float]]:
+        return [(str(b), int(t), float(kw)) for b, t, kw in read_rows(self.path, "SELECT * FROM sensor_reading")]
 
     def break_it(self) -> None:
         self._intruder = sqlite3.connect(self.path, isolation_level=None)
@@ -156,6 +162,10 @@ class InfluxBackend:
 
     def points(self) -> list[PredictionPoint]:
         return self.server.points()
+
+    def readings(self) -> list[tuple[str, int, float]]:
+        rows = [row for row in self.server.rows() if row["measurement"] == "sensor_reading"]
+        return [(row["tags"]["building_id"], row["time_ns"], row["fields"]["aggregate_kw"]) for row in rows]
 
     def break_it(self) -> None:
         self.server.fault(kind="status", status=503)

@@ -24,7 +24,7 @@ from serve_app.access.development_grants import grant_development_access
 from serve_app.cli.announcement import SHELL_FILE_NAME
 from serve_app.cli.cluster import ray_token_path
 from serve_app.cli.processes import OwnedProcesses
-from serve_app.cli.serve_api import ServeApi
+from serve_app.cli.serve_api import APPLICATIONS_PATH, ServeApi
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "integration-tests-only-" + "0" * 32
@@ -74,11 +74,23 @@ class Service:
                 continue
         return len(pids)
 
-    def serve_api(self) -> ServeApi:
-        """The Serve REST API of this run's own cluster."""
+    @property
+    def _dashboard(self) -> tuple[str, str]:
+        """Address and token of this run's own cluster."""
         script = (self.data_dir / SHELL_FILE_NAME).read_text()
         address = script.split("RAY_DASHBOARD_ADDRESS=")[1].split()[0]
-        return ServeApi(address, ray_token_path(self.data_dir).read_text().strip())
+        return address, ray_token_path(self.data_dir).read_text().strip()
+
+    def serve_api(self) -> ServeApi:
+        """The Serve REST API of this run's own cluster."""
+        return ServeApi(*self._dashboard)
+
+    def deployments(self) -> dict[str, Any]:
+        """The application's deployments as Serve reports them, replicas and their processes included."""
+        address, token = self._dashboard
+        headers = {"Authorization": f"Bearer {token}"}
+        reply = httpx.get(address + APPLICATIONS_PATH, headers=headers, timeout=30, trust_env=False)
+        return dict(reply.json()["applications"]["nilm"]["deployments"])
 
 
 def free_port() -> int:
@@ -90,7 +102,11 @@ def free_port() -> int:
 def service_config(path: Path, *, ingresses: int | None = None, **args: object) -> Path:
     """serve_config.yaml with other `args` of the application, or a number of ingress replicas, written to `path`."""
     document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    document["applications"][0]["args"].update(args)
+    application = document["applications"][0]
+    dropped = set(application["args"]["appliances"])
+    application["args"].update(args)
+    dropped -= set(application["args"]["appliances"])
+    application["deployments"] = [one for one in application["deployments"] if one["name"] not in dropped]
     if ingresses is not None:
         ingress = next(d for d in document["applications"][0]["deployments"] if d["name"] == "ingress")
         ingress["autoscaling_config"] |= {"min_replicas": ingresses, "max_replicas": ingresses}

@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -132,6 +133,11 @@ class Server(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self._fault = Fault()
         self._lock = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that left before its answer is no error of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def set_fault(self, fault: Fault) -> None:
         with self._lock:

@@ -177,6 +177,7 @@ def app() -> Any:
         registry=Registry((), ROOT),
         catalogue=catalogue,
         predictor=Predictor({}, StoreClient(None), catalogue, grants),
+        store=StoreClient(None),
         metrics=HttpMetrics(),
         logger=logger,
     )

@@ -414,6 +414,7 @@ async def start(
         registry=Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path()),
         catalogue=catalogue,
         predictor=Predictor(fakes, StoreClient(store), catalogue, cache),
+        store=StoreClient(store),
         metrics=HttpMetrics(),
         logger=logger,
     )

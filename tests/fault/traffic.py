@@ -1,0 +1,100 @@
+"""Clients as they are: they send at a rate of their own, give up waiting, come back with the same key, or hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.fault.ledger import RETRYABLE, Write
+
+CLIENT_TIMEOUT_S = 12.0
+"""A little more than the service's own deadline."""
+PATIENCE_S = 60.0
+"""How long a client that comes back does so."""
+
+
+@dataclass
+class Traffic:
+    """Writes of one slice, at a steady rate; half of the clients leave the timestamp to the service."""
+
+    url: str
+    token: str
+    window: list[float]
+    name: str
+    seed: int = 1
+    writes: list[Write] = field(default_factory=list)
+    _number: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def run(
+        self,
+        seconds: float,
+        per_second: float,
+        *,
+        with_key: bool = True,
+        hang_up: Callable[[], float | None] | None = None,
+    ) -> None:
+        """Send for `seconds`, then wait for everybody. `hang_up` gives the seconds after which a client leaves."""
+        chance = random.Random(self.seed)  # noqa: S311
+        headers = {"Authorization": f"Bearer {self.token}"}
+        limits = httpx.Limits(max_connections=400, max_keepalive_connections=64)
+        async with httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=CLIENT_TIMEOUT_S, limits=limits, trust_env=False
+        ) as client:
+            started = time.monotonic()
+            tasks: list[asyncio.Task[None]] = []
+            while (now := time.monotonic() - started) < seconds:
+                # Open loop: a slow service does not slow its clients down.
+                while len(tasks) < now * per_second:
+                    write = self.new_write(with_key=with_key)
+                    leaves_after_s = None if hang_up is None else hang_up()
+                    tasks.append(asyncio.create_task(self._send(client, write, chance, leaves_after_s)))
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*tasks)
+
+    def new_write(self, *, with_key: bool = True) -> Write:
+        """The next write, already in the ledger."""
+        n = next(self._number)
+        body: dict[str, Any] = {
+            "building_id": f"{self.name}--{n:05d}",
+            "appliance_id": "kettle",
+            "window": [round(0.1 + n % 7 / 10, 3), *self.window[1:]],
+        }
+        if n % 2:
+            body["timestamp"] = f"2026-01-31T{n // 3600 % 24:02d}:{n // 60 % 60:02d}:{n % 60:02d}Z"
+        write = Write(body["building_id"], f"{self.name}/{n}" if with_key else None, body)
+        self.writes.append(write)
+        return write
+
+    async def _send(
+        self, client: httpx.AsyncClient, write: Write, chance: random.Random, leaves_after_s: float | None
+    ) -> None:
+        while True:
+            wait_s = await self._attempt(client, write, leaves_after_s)
+            if write.key is None or wait_s is None or time.monotonic() - write.started_s > PATIENCE_S:
+                return
+            leaves_after_s = None
+            await asyncio.sleep(wait_s * chance.uniform(0.5, 1.0))
+
+    async def _attempt(self, client: httpx.AsyncClient, write: Write, leaves_after_s: float | None) -> float | None:
+        """One request; the seconds to wait before the next, or None when there is nothing more to try."""
+        headers = {} if write.key is None else {"Idempotency-Key": write.key}
+        write.statuses.append(0)
+        try:
+            async with asyncio.timeout(leaves_after_s):
+                reply = await client.post("/infer", json=write.body, headers=headers)
+        except (httpx.TransportError, TimeoutError):
+            return 0.2
+        write.statuses[-1] = reply.status_code
+        if reply.status_code == 200:
+            write.acknowledged_s = time.monotonic()
+            write.reply = reply.json()
+            write.replayed = reply.headers.get("idempotency-replayed") == "true"
+            return None
+        return min(float(reply.headers.get("retry-after", 0.5)), 2.0) if reply.status_code in RETRYABLE else None
