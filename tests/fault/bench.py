@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +81,8 @@ class Bench:
         verdict = check(f"{name}-{self.store}", writes, stored)
         self.verdicts.append(verdict)
         print(f"\n{HEAD}\n{verdict.row()}")
+        statuses = Counter(status for write in writes for status in write.statuses)
+        print("answers: " + ", ".join(f"{count} x {status or 'none'}" for status, count in sorted(statuses.items())))
         assert verdict.acknowledged > 0
         assert not verdict.lost
         assert not verdict.unexpected
@@ -111,21 +115,32 @@ def influx_environment(influx: InfluxProcess) -> dict[str, str]:
     }
 
 
-def start_bench(folder: Path, store: str, environment: dict[str, str] | None = None) -> Iterator[Bench]:
+def _window(service: Service) -> list[float]:
+    """As long as the kettle's; asked again, because a faulty replica may not know its model yet."""
+    end = time.monotonic() + 30
+    with service.client() as client:
+        while True:
+            try:
+                return [0.2] * int(shape_of(client, "kettle")["input_window_size"])
+            except (StopIteration, httpx.HTTPError):
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+
+def start_bench(folder: Path, store: str, ingress_env: dict[str, str] | None = None) -> Iterator[Bench]:
     """One service with two ingress replicas."""
     folder.mkdir(parents=True, exist_ok=True)
     influx = None
-    variables = dict(environment or {})
+    variables: dict[str, str] = {}
     if store == "influxdb":
         influx = InfluxProcess(folder / "influx.log")
         influx.start()
-        variables |= influx_environment(influx)
-    config = service_config(folder / "serve_config.yaml", ingresses=2, appliances=["kettle"])
+        variables = influx_environment(influx)
+    config = service_config(folder / "serve_config.yaml", ingresses=2, ingress_env=ingress_env, appliances=["kettle"])
     try:
         with running_service(folder, config, variables) as service:
-            with service.client() as client:
-                window = [0.2] * int(shape_of(client, "kettle")["input_window_size"])
-            yield Bench(service, influx, window)
+            yield Bench(service, influx, _window(service))
     finally:
         if influx is not None:
             influx.kill()

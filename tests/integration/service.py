@@ -99,16 +99,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def service_config(path: Path, *, ingresses: int | None = None, **args: object) -> Path:
-    """serve_config.yaml with other `args` of the application, or a number of ingress replicas, written to `path`."""
+def service_config(
+    path: Path, *, ingresses: int | None = None, ingress_env: Mapping[str, str] | None = None, **args: object
+) -> Path:
+    """serve_config.yaml with other `args`, a number of ingress replicas or variables of theirs, written to `path`."""
     document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     application = document["applications"][0]
     dropped = set(application["args"]["appliances"])
     application["args"].update(args)
     dropped -= set(application["args"]["appliances"])
     application["deployments"] = [one for one in application["deployments"] if one["name"] not in dropped]
+    ingress = next(d for d in document["applications"][0]["deployments"] if d["name"] == "ingress")
+    if ingress_env is not None:
+        ingress["ray_actor_options"]["runtime_env"] = {"env_vars": dict(ingress_env)}
     if ingresses is not None:
-        ingress = next(d for d in document["applications"][0]["deployments"] if d["name"] == "ingress")
         ingress["autoscaling_config"] |= {"min_replicas": ingresses, "max_replicas": ingresses}
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path
