@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from deployments.analytics.series import BucketSeries, PredictionSeries
+from deployments.analytics.spans import Span
 from deployments.contracts import KeyedRequest, NotPersisted, RecordSet, StoredReply
 
 KEY_KEPT_S = 24 * 3600
@@ -58,4 +60,27 @@ class PredictionStore(Protocol):
 
     def close(self) -> None:
         """Release files and sockets; everything acknowledged is already durable."""
+        ...
+
+
+class HistoryReader(Protocol):
+    """Reads what a store holds. Blocking, and safe to call from several threads. Every call raises StoreUnavailable.
+
+    Spans have buckets of 1 s, 1 min, 15 min or 1 h; the stores give the same answers for the same rows.
+    """
+
+    def mains(self, building_id: str, span: Span) -> BucketSeries:
+        """The building's readings."""
+        ...
+
+    def predictions(self, building_id: str, span: Span, appliance_id: str | None = None) -> list[PredictionSeries]:
+        """One series for each appliance, version and attribution, in that order; of one appliance or of all."""
+        ...
+
+    def revision(self, building_id: str) -> str | None:
+        """Another text after every commit that touched the building; None when the store cannot tell."""
+        ...
+
+    def close(self) -> None:
+        """Release files and sockets."""
         ...

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from deployments.stores.base import PredictionStore
+from deployments.stores.base import HistoryReader, PredictionStore
 
 
 class StoreKind(StrEnum):
@@ -31,7 +31,9 @@ class StoreConfig:
     influx_bucket_pred: str = ""
     influx_bucket_raw: str = ""
     influx_timeout_s: float = 2.0
-    """Longest wait for one answer of InfluxDB."""
+    """Longest wait for one answer of InfluxDB to a write."""
+    influx_read_timeout_s: float = 8.0
+    """And to a query, which may read a year."""
 
     def __post_init__(self) -> None:
         if self.kind is StoreKind.SQLITE and self.sqlite_path is None:
@@ -83,4 +85,22 @@ def open_store(config: StoreConfig) -> PredictionStore:
         bucket_pred=config.influx_bucket_pred,
         bucket_raw=config.influx_bucket_raw,
         timeout_s=config.influx_timeout_s,
+    )
+
+
+def open_history(config: StoreConfig) -> HistoryReader:
+    """The reading side of the configured store; contacts nothing before its first use."""
+    if config.sqlite_path is not None:
+        from deployments.stores.sqlite_history import SqliteHistory  # noqa: PLC0415 - only the chosen store
+
+        return SqliteHistory(config.sqlite_path)
+    from deployments.stores.influx_history import InfluxHistory  # noqa: PLC0415 - only the chosen store
+
+    return InfluxHistory(
+        url=config.influx_url,
+        token=config.influx_token,
+        org=config.influx_org,
+        bucket_pred=config.influx_bucket_pred,
+        bucket_raw=config.influx_bucket_raw,
+        timeout_s=config.influx_read_timeout_s,
     )

@@ -7,8 +7,11 @@ Instants are integers of nanoseconds, because the client's datetimes end at micr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
-Parameter = str | int | float | bool
+from deployments.analytics.spans import Span
+
+Parameter = str | int | timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +22,70 @@ class FluxQuery:
     parameters: dict[str, Parameter]
 
 
-RECALL_KEY = """
+_BETWEEN = """
 from(bucket: bucket)
-  |> range(start: time(v: first_ns), stop: time(v: last_ns + 1))
-  |> filter(fn: (r) => r._measurement == "idempotent_reply" and r.shard == shard)
-  |> filter(fn: (r) => r._time == time(v: first_ns) or r._time == time(v: last_ns))
+  |> range(start: time(v: start_ns), stop: time(v: stop_ns))
 """
+_OF_MAINS = """
+  |> filter(fn: (r) => r._measurement == "sensor_reading" and r.building_id == building_id)
+  |> filter(fn: (r) => r._field == "aggregate_kw")
+"""
+_OF_PREDICTIONS = """
+  |> filter(fn: (r) => r._measurement == "prediction" and r.building_id == building_id)
+  |> filter(fn: (r) => r._field == "predicted_kw" or r._field == "confidence")
+"""
+_OF_ONE_APPLIANCE = """
+  |> filter(fn: (r) => r.appliance_id == appliance_id)
+"""
+# Minutes first, so that a minute counts once however often it was measured. The time of a window is its start: by
+# default Flux stamps the end, which is the next window's start.
+_MINUTES = """
+  |> aggregateWindow(every: inner_step, fn: mean, createEmpty: false, timeSrc: "_start")
+"""
+_MEAN = """
+  |> aggregateWindow(every: step, fn: mean, createEmpty: false, timeSrc: "_start")
+"""
+_COUNT = """
+  |> aggregateWindow(every: step, fn: count, createEmpty: false, timeSrc: "_start")
+"""
+_OF_A_KEY = """
+  |> filter(fn: (r) => r._measurement == "idempotent_reply" and r.shard == shard)
+  |> filter(fn: (r) => r._time == time(v: start_ns) or r._time == time(v: last_ns))
+"""
+
+RECALL_KEY = _BETWEEN + _OF_A_KEY
+MAINS_MEAN = _BETWEEN + _OF_MAINS + _MINUTES + _MEAN
+MAINS_COUNT = _BETWEEN + _OF_MAINS + _MINUTES + _COUNT
+PREDICTIONS_MEAN = _BETWEEN + _OF_PREDICTIONS + _MINUTES + _MEAN
+PREDICTIONS_COUNT = _BETWEEN + _OF_PREDICTIONS + _MINUTES + _COUNT
+APPLIANCE_MEAN = _BETWEEN + _OF_PREDICTIONS + _OF_ONE_APPLIANCE + _MINUTES + _MEAN
+APPLIANCE_COUNT = _BETWEEN + _OF_PREDICTIONS + _OF_ONE_APPLIANCE + _MINUTES + _COUNT
+
+
+def mains(bucket: str, building_id: str, span: Span) -> tuple[FluxQuery, FluxQuery]:
+    """The means and the minutes of a building's readings."""
+    parameters = _of_span(bucket, building_id, span)
+    return FluxQuery(MAINS_MEAN, parameters), FluxQuery(MAINS_COUNT, parameters)
+
+
+def predictions(bucket: str, building_id: str, span: Span, appliance_id: str | None) -> tuple[FluxQuery, FluxQuery]:
+    """The means and the minutes of a building's predictions, both of power and of confidence."""
+    parameters = _of_span(bucket, building_id, span)
+    if appliance_id is None:
+        return FluxQuery(PREDICTIONS_MEAN, parameters), FluxQuery(PREDICTIONS_COUNT, parameters)
+    parameters["appliance_id"] = appliance_id
+    return FluxQuery(APPLIANCE_MEAN, parameters), FluxQuery(APPLIANCE_COUNT, parameters)
+
+
+def _of_span(bucket: str, building_id: str, span: Span) -> dict[str, Parameter]:
+    return {
+        "bucket": bucket,
+        "building_id": building_id,
+        "start_ns": span.start_ns,
+        "stop_ns": span.stop_ns,
+        "inner_step": timedelta(microseconds=span.inner_step_ns // 1000),
+        "step": timedelta(microseconds=span.step_ns // 1000),
+    }
 
 
 def recall_key(bucket: str, shard: str, first_ns: int, last_ns: int) -> FluxQuery:
@@ -32,7 +93,8 @@ def recall_key(bucket: str, shard: str, first_ns: int, last_ns: int) -> FluxQuer
     parameters: dict[str, Parameter] = {
         "bucket": bucket,
         "shard": shard,
-        "first_ns": first_ns,
+        "start_ns": first_ns,
         "last_ns": last_ns,
+        "stop_ns": last_ns + 1,
     }
     return FluxQuery(RECALL_KEY, parameters)

@@ -20,17 +20,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from influxdb_client.client.influxdb_client import InfluxDBClient
-from influxdb_client.rest import ApiException
-from influxdb_client.service.write_service import WriteService
-from urllib3 import Retry
-from urllib3.exceptions import HTTPError, NewConnectionError
-from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
-
 from deployments.contracts import KeyedRequest, NotPersisted, PersistFailure, RecordSet, StoredReply
 from deployments.stores.base import StoreUnavailable, WriteOutcome
 from deployments.stores.checks import refusal
-from deployments.stores.flux import FluxQuery
+from deployments.stores.influx_connection import InfluxConnection, Refused, Transient
 from deployments.stores.influx_keys import intent_line, key_state, recall_query, reply_line
 from deployments.stores.line_protocol import encode, encode_readings
 
@@ -40,17 +33,6 @@ RETRY_BUDGET_S = 1.5
 """No new attempt of one commit later than this after its start: meanwhile everybody else waits behind it."""
 
 FIRST_PAUSE_S = 0.05
-LONGEST_RETRY_AFTER_S = 60
-"""A store, or a proxy before it, that asks for more is asked again after this."""
-
-_HANG_S = 1.0
-"""Silence for this long is the store's fault; for less, a deadline that was too near."""
-
-_OPERATOR_ERRORS = {
-    401: "InfluxDB does not accept the token (401): check INFLUX_TOKEN",
-    403: "the InfluxDB token may not use bucket {bucket!r} (403): give it permission to read and to write",
-    404: "InfluxDB knows no bucket {bucket!r} in organisation {org!r} (404): create it or correct the settings",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +43,6 @@ class _Lines:
     bucket: str
     body: bytes
     deadline_s: float
-
-
-class _Transient(StoreUnavailable):
-    """Worth another attempt, after `asked_s` seconds when the store said so."""
-
-    def __init__(self, detail: str, asked_s: int = 0) -> None:
-        super().__init__(detail, max(1, asked_s))
-        self.asked_s = asked_s
-
-
-class _Refused(Exception):
-    """The request, or something in it, is not acceptable."""
 
 
 class InfluxStore:
@@ -87,15 +57,9 @@ class InfluxStore:
 
         Readings are in `bucket_raw`, predictions and replies in `bucket_pred`.
         """
-        self._org = org
+        self._connection = InfluxConnection(url=url, token=token, org=org, timeout_s=timeout_s)
         self._bucket = bucket_pred
         self._bucket_raw = bucket_raw
-        self._timeout_s = timeout_s
-        # No retries and no redirects by the client: the one is ours to bound, the other would take the token along.
-        never = Retry(total=0, redirect=False, raise_on_redirect=False)
-        self._client = InfluxDBClient(url=url, token=token, org=org, timeout=int(timeout_s * 1000), retries=never)
-        self._service = WriteService(self._client.api_client)  # type: ignore[no-untyped-call]
-        self._not_before = 0.0
 
     def write(self, record_sets: Sequence[RecordSet]) -> list[WriteOutcome]:
         """See `PredictionStore.write`. Readings and points first, then the replies of those that are durable."""
@@ -121,27 +85,17 @@ class InfluxStore:
     def recall(self, request: KeyedRequest) -> StoredReply | int | None:
         """See `PredictionStore.recall`. A request that names no instant leaves the one it got, for later attempts."""
         now_s = int(time.time())
-        state = key_state(request.key, self._query(recall_query(request.key, self._bucket, now_s)), now_s)
+        query = recall_query(request.key, self._bucket, now_s)
+        state = key_state(request.key, self._connection.query(query, self._bucket), now_s)
         if state.reply is not None or request.received_ns is None:
             return state.reply
         if state.received_ns is not None:
             return state.received_ns
         try:
-            self._request(intent_line(request, now_s), self._bucket, self._timeout_s)
-        except _Refused as refused:
+            self._connection.write(intent_line(request, now_s), self._bucket, self._connection.timeout_s)
+        except Refused as refused:
             raise StoreUnavailable(f"InfluxDB refused an Idempotency-Key: {refused}") from None
         return request.received_ns
-
-    def _query(self, query: FluxQuery) -> list[dict[str, object]]:
-        """The records of all tables. Raises StoreUnavailable."""
-        try:
-            tables = self._client.query_api().query(query.text, self._org, params=query.parameters)
-        except (ApiException, HTTPError, UnicodeDecodeError) as error:
-            failure = self._failure(error, self._bucket, self._timeout_s)
-            if isinstance(failure, _Refused):
-                raise StoreUnavailable(f"InfluxDB refused a query: {failure}") from None
-            raise failure from None
-        return [record.values for table in tables for record in table.records]
 
     def _send(self, pending: list[_Lines], outcomes: list[WriteOutcome], *, any_durable: bool) -> bool:
         """Send what is pending, of one bucket, in as few requests as the store accepts.
@@ -158,9 +112,9 @@ class InfluxStore:
             try:
                 self._post(group)
                 any_stored = True
-            except _Refused as refused:
+            except Refused as refused:
                 stack += _halves(group, refused, outcomes)
-            except _Transient as failure:
+            except Transient as failure:
                 attempts += 1
                 pause_s = _pause_s(failure, attempts)
                 now, deadline_s = time.time(), max(lines.deadline_s for lines in group)
@@ -178,55 +132,10 @@ class InfluxStore:
         return any_stored
 
     def _post(self, group: Sequence[_Lines]) -> None:
-        """One request. Returns when it is durable; raises _Refused, _Transient or StoreUnavailable."""
+        """One request. Returns when it is durable; raises Refused, Transient or StoreUnavailable."""
         remaining_s = max(lines.deadline_s for lines in group) - time.time()
         body = b"\n".join(lines.body for lines in group)
-        self._request(body, group[0].bucket, max(0.001, min(self._timeout_s, remaining_s)))
-
-    def _request(self, body: bytes, bucket: str, timeout_s: float) -> None:
-        try:
-            self._service.post_write(  # type: ignore[no-untyped-call]
-                org=self._org,
-                bucket=bucket,
-                body=body,
-                precision="ns",
-                content_type="text/plain; charset=utf-8",
-                _request_timeout=max(1, int(timeout_s * 1000)),
-            )
-        except (ApiException, HTTPError, UnicodeDecodeError) as error:
-            raise self._failure(error, bucket, timeout_s) from None
-
-    def _failure(self, error: Exception, bucket: str, timeout_s: float) -> Exception:
-        """What a failed exchange means: _Refused, _Transient or StoreUnavailable."""
-        if isinstance(error, ApiException):
-            return self._verdict(error, bucket)
-        if isinstance(error, UnicodeDecodeError):
-            return StoreUnavailable("what answers at INFLUX_URL is not InfluxDB")
-        # A refused connection is filed under timeouts by urllib3.
-        if isinstance(error, Urllib3TimeoutError) and not isinstance(error, NewConnectionError):
-            detail = f"InfluxDB did not answer within {timeout_s:.1f} s"
-            # A hung store is not asked again by the same commit: that would only hang for longer.
-            hung = timeout_s >= min(_HANG_S, self._timeout_s)
-            return StoreUnavailable(detail) if hung else _Transient(detail)
-        # Only the kind: the text of a urllib3 error may hold addresses and headers.
-        return _Transient(f"InfluxDB cannot be reached ({type(error).__name__})")
-
-    def _verdict(self, error: ApiException, bucket: str) -> Exception:
-        """What an answer other than 2xx means. Never carries the headers of the exchange."""
-        status = error.status or 0
-        if status in _OPERATOR_ERRORS:
-            detail = _OPERATOR_ERRORS[status].format(bucket=bucket, org=self._org)
-            return StoreUnavailable(detail, retry_after_s=5)
-        if status in (400, 413, 422):
-            return _Refused(f"{status} {str(error.body)[:200]}")
-        if status == 429 or status >= 500:
-            retry_after_s = _retry_after_s(error)
-            if retry_after_s is not None:
-                self._not_before = time.monotonic() + retry_after_s
-            return _Transient(f"InfluxDB answered {status}", retry_after_s or 0)
-        if 300 <= status < 400:
-            return StoreUnavailable(f"INFLUX_URL answers with a redirect ({status}), which is not followed", 5)
-        return StoreUnavailable(f"InfluxDB cannot be used (status {status})", 5)
+        self._connection.write(body, group[0].bucket, max(0.001, min(self._connection.timeout_s, remaining_s)))
 
     def ping(self) -> None:
         """See `PredictionStore.ping`: an empty write.
@@ -235,17 +144,17 @@ class InfluxStore:
         ("writing requires points"). /ping and /health need no token, and a token that may only write cannot
         look buckets up. Waits no longer than the store last asked for (Retry-After).
         """
-        left_s = self._not_before - time.monotonic()
+        left_s = self._connection.asked_to_wait_s()
         if left_s > 0:
             raise StoreUnavailable("InfluxDB asked to be left alone", max(1, round(left_s)))
         try:
-            self._request(b"", self._bucket, min(1.0, self._timeout_s))
-        except _Refused:
+            self._connection.write(b"", self._bucket, min(1.0, self._connection.timeout_s))
+        except Refused:
             return
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()  # type: ignore[no-untyped-call]
+        self._connection.close()
 
 
 def _alive(group: Sequence[_Lines], outcomes: list[WriteOutcome]) -> list[_Lines]:
@@ -259,7 +168,7 @@ def _alive(group: Sequence[_Lines], outcomes: list[WriteOutcome]) -> list[_Lines
     return [lines for lines in group if lines.deadline_s > now]
 
 
-def _halves(group: list[_Lines], refused: _Refused, outcomes: list[WriteOutcome]) -> list[list[_Lines]]:
+def _halves(group: list[_Lines], refused: Refused, outcomes: list[WriteOutcome]) -> list[list[_Lines]]:
     """The group in two, or nothing when the bad record set stands alone, which is answered so."""
     if len(group) == 1:
         logger.warning("InfluxDB refused a record set: %s", refused)
@@ -284,13 +193,7 @@ def _give_up(
         outcomes[lines.index] = NotPersisted(PersistFailure.UNAVAILABLE, failure.detail, failure.retry_after_s)
 
 
-def _pause_s(failure: _Transient, attempts: int) -> float:
+def _pause_s(failure: Transient, attempts: int) -> float:
     """A doubling pause with jitter, never shorter than the store asked for."""
     backoff_s = FIRST_PAUSE_S * 2.0**attempts * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
     return max(backoff_s, failure.asked_s)
-
-
-def _retry_after_s(error: ApiException) -> int | None:
-    """Retry-After in whole seconds; its other form, a date, counts as none."""
-    value = str(error.headers.get("Retry-After", "")) if error.headers is not None else ""
-    return min(max(1, int(value)), LONGEST_RETRY_AFTER_S) if value.isascii() and value.isdigit() else None

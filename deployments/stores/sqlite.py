@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from deployments.contracts import (
 from deployments.stores.base import KEY_KEPT_S, StoreUnavailable, WriteOutcome
 from deployments.stores.checks import exact_float, refusal
 from deployments.stores.ownership import FileOwnership
+from deployments.stores.sqlite_rollups import roll_up
 from deployments.stores.sqlite_schema import prepare
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,9 @@ class SqliteStore:
                 for index, record_set in enumerate(record_sets):
                     if outcomes[index] is None:
                         outcomes[index] = _insert(connection, record_set)
+                roll_up(
+                    connection, [one for one, outcome in zip(record_sets, outcomes, strict=True) if outcome is None]
+                )
                 self._forget_old_keys()
                 connection.execute("COMMIT")
             except BaseException:
@@ -216,7 +220,9 @@ class SqliteStore:
             self._ownership.release()
 
 
-def read_rows(path: Path, sql: str, parameters: Sequence[Any] = (), *, max_s: float = 5.0) -> list[tuple[Any, ...]]:
+def read_rows(
+    path: Path, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = (), *, max_s: float = 5.0
+) -> list[tuple[Any, ...]]:
     """Rows of one query on a read-only connection of its own, whose snapshot ends with the call.
 
     A query that runs longer than `max_s` seconds is interrupted, so that no reader holds the WAL back.

@@ -44,6 +44,53 @@ CREATE TABLE sensor_reading (
 ) STRICT, WITHOUT ROWID
 """
 
+_ROLLUPS = (
+    """
+CREATE TABLE reading_quarter (
+  building_id TEXT    NOT NULL,
+  time_ns     INTEGER NOT NULL,
+  minutes     INTEGER NOT NULL,
+  sum_kw      REAL    NOT NULL,
+  PRIMARY KEY (building_id, time_ns)
+) STRICT, WITHOUT ROWID
+""",
+    """
+CREATE TABLE prediction_quarter (
+  building_id    TEXT    NOT NULL,
+  time_ns        INTEGER NOT NULL,
+  appliance_id   TEXT    NOT NULL,
+  model_version  TEXT    NOT NULL,
+  attribution    TEXT    NOT NULL,
+  minutes        INTEGER NOT NULL,
+  sum_kw         REAL    NOT NULL,
+  sum_confidence REAL    NOT NULL,
+  PRIMARY KEY (building_id, time_ns, appliance_id, model_version, attribution)
+) STRICT, WITHOUT ROWID
+""",
+    """
+CREATE TABLE building_revision (
+  building_id TEXT    NOT NULL PRIMARY KEY,
+  revision    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID
+""",
+)
+"""Quarters of an hour: sums over the minutes that hold a sample, of the mean of each minute. See `sqlite_rollups`."""
+
+_FILL_ROLLUPS = (
+    """
+INSERT INTO prediction_quarter
+SELECT building_id, quarter, appliance_id, model_version, attribution, count(*), sum(kw), sum(confidence)
+FROM (SELECT building_id, appliance_id, model_version, attribution,
+             time_ns - ((time_ns % 900000000000) + 900000000000) % 900000000000 AS quarter,
+             avg(predicted_kw) AS kw, avg(confidence) AS confidence
+      FROM prediction
+      GROUP BY building_id, appliance_id, model_version, attribution, quarter,
+               ((time_ns % 900000000000) + 900000000000) % 900000000000 / 60000000000)
+GROUP BY building_id, quarter, appliance_id, model_version, attribution
+""",
+    "INSERT INTO building_revision SELECT DISTINCT building_id, 1 FROM prediction",
+)
+
 _IDEMPOTENT_REPLY = """
 CREATE TABLE idempotent_reply (
   key         TEXT    NOT NULL PRIMARY KEY,
@@ -55,7 +102,7 @@ CREATE TABLE idempotent_reply (
 _IDEMPOTENT_REPLY_AGE = "CREATE INDEX idempotent_reply_age ON idempotent_reply (stored_at_s)"
 
 _MIGRATIONS = {
-    0: (_PREDICTION, _SENSOR_READING, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
+    0: (_PREDICTION, _SENSOR_READING, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE, *_ROLLUPS),
     # Version 1 held one answer an instant and did not say which: what `/infer` gives unless asked is the final one.
     1: (
         "ALTER TABLE prediction RENAME TO prediction_1",
@@ -66,7 +113,7 @@ _MIGRATIONS = {
         "DROP TABLE prediction_1",
     ),
     2: (_IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
-    3: (_SENSOR_READING,),
+    3: (_SENSOR_READING, *_ROLLUPS, *_FILL_ROLLUPS),
 }
 """By the version they start from: what makes the next one of it, and of an empty file the newest."""
 

@@ -33,7 +33,9 @@ ORG = "test-org"
 BUCKETS = ("predictions", "raw")
 PRECISIONS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
-KNOWN_NAMES = frozenset({"idempotent_reply"})
+KNOWN_NAMES = frozenset(
+    {"idempotent_reply", "prediction", "sensor_reading", "aggregate_kw", "predicted_kw", "confidence", "_start"}
+)
 """The string literals a query may hold; anything else was written into it and should have been bound."""
 
 Identity = tuple[str, str, tuple[tuple[str, str], ...], int]

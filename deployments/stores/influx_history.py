@@ -1,0 +1,80 @@
+"""Reads what InfluxDB holds: one query for the means and one for the minutes, put together here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import cast
+
+import numpy as np
+
+from deployments.analytics.series import BucketSeries, PredictionSeries
+from deployments.analytics.spans import Span
+from deployments.stores import flux
+from deployments.stores.influx_connection import InfluxConnection
+
+Record = Mapping[str, object]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class InfluxHistory:
+    """See `HistoryReader`."""
+
+    def __init__(self, *, url: str, token: str, org: str, bucket_pred: str, bucket_raw: str, timeout_s: float) -> None:
+        """Contact nothing yet."""
+        self._connection = InfluxConnection(url=url, token=token, org=org, timeout_s=timeout_s)
+        self._bucket = bucket_pred
+        self._bucket_raw = bucket_raw
+
+    def mains(self, building_id: str, span: Span) -> BucketSeries:
+        """See `HistoryReader.mains`."""
+        means, minutes = flux.mains(self._bucket_raw, building_id, span)
+        mean_kw = _by_time(self._connection.query(means, self._bucket_raw))
+        counts = _by_time(self._connection.query(minutes, self._bucket_raw))
+        return _buckets(mean_kw, counts)
+
+    def predictions(self, building_id: str, span: Span, appliance_id: str | None = None) -> list[PredictionSeries]:
+        """See `HistoryReader.predictions`."""
+        means, minutes = flux.predictions(self._bucket, building_id, span, appliance_id)
+        mean_of = _by_series(self._connection.query(means, self._bucket))
+        count_of = _by_series(self._connection.query(minutes, self._bucket))
+        series: list[PredictionSeries] = []
+        for identity in sorted({identity for identity, _ in mean_of}):
+            mean_kw, confidence = mean_of[identity, "predicted_kw"], mean_of[identity, "confidence"]
+            buckets = _buckets(mean_kw, count_of.get((identity, "predicted_kw"), {}))
+            means_of_confidence = np.array([confidence[ns] for ns in buckets.time_ns.tolist()], dtype=np.float64)
+            series.append(PredictionSeries(*identity, buckets, means_of_confidence))
+        return series
+
+    def revision(self, building_id: str) -> str | None:
+        """See `HistoryReader.revision`: InfluxDB cannot tell that a point was overwritten."""
+        return None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()
+
+
+def _time_ns(record: Record) -> int:
+    # Starts of windows are whole seconds: the client's microseconds lose nothing.
+    return round((cast(datetime, record["_time"]) - _EPOCH).total_seconds()) * 10**9
+
+
+def _by_time(records: Iterable[Record]) -> dict[int, float]:
+    return {_time_ns(record): cast(float, record["_value"]) for record in records}
+
+
+def _by_series(records: Iterable[Record]) -> dict[tuple[tuple[str, str, str], str], dict[int, float]]:
+    """By ((appliance, version, attribution), field)."""
+    found: dict[tuple[tuple[str, str, str], str], dict[int, float]] = {}
+    for record in records:
+        identity = (str(record["appliance_id"]), str(record["model_version"]), str(record["attribution"]))
+        values = found.setdefault((identity, str(record["_field"])), {})
+        values[_time_ns(record)] = cast(float, record["_value"])
+    return found
+
+
+def _buckets(mean_kw: Mapping[int, float], minutes: Mapping[int, float]) -> BucketSeries:
+    # A point that arrived between the two queries has a mean or a count, not both; it is there the next time.
+    both = sorted(mean_kw.keys() & minutes.keys())
+    return BucketSeries.of([(time_ns, mean_kw[time_ns], int(minutes[time_ns])) for time_ns in both])

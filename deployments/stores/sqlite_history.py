@@ -1,0 +1,106 @@
+"""Reads the embedded store's file, beside its writer: short snapshots on connections of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deployments.analytics.series import BucketSeries, PredictionSeries
+from deployments.analytics.spans import QUARTER_NS, Span
+from deployments.stores.sqlite import read_rows
+
+_MAINS = """
+SELECT time_ns / :step_ns * :step_ns AS bucket, avg(aggregate_kw), 1 FROM sensor_reading
+WHERE building_id = :building_id AND time_ns >= :start_ns AND time_ns < :stop_ns
+GROUP BY bucket ORDER BY bucket
+"""
+_MAINS_OF_QUARTERS = """
+SELECT time_ns / :step_ns * :step_ns AS bucket, sum(sum_kw) / sum(minutes), sum(minutes) FROM reading_quarter
+WHERE building_id = :building_id AND time_ns >= :start_ns AND time_ns < :stop_ns
+GROUP BY bucket ORDER BY bucket
+"""
+_PREDICTIONS = """
+SELECT appliance_id, model_version, attribution, time_ns / :step_ns * :step_ns AS bucket,
+       avg(predicted_kw), 1, avg(confidence)
+FROM prediction
+WHERE building_id = :building_id AND appliance_id = :appliance_id AND time_ns >= :start_ns AND time_ns < :stop_ns
+GROUP BY appliance_id, model_version, attribution, bucket
+ORDER BY appliance_id, model_version, attribution, bucket
+"""
+_PREDICTIONS_OF_QUARTERS = """
+SELECT appliance_id, model_version, attribution, time_ns / :step_ns * :step_ns AS bucket,
+       sum(sum_kw) / sum(minutes), sum(minutes), sum(sum_confidence) / sum(minutes)
+FROM prediction_quarter
+WHERE building_id = :building_id AND (:appliance_id IS NULL OR appliance_id = :appliance_id)
+  AND time_ns >= :start_ns AND time_ns < :stop_ns
+GROUP BY appliance_id, model_version, attribution, bucket
+ORDER BY appliance_id, model_version, attribution, bucket
+"""
+# Leaps from one appliance to the next in the primary key; DISTINCT would walk through all rows of the building.
+_APPLIANCES = """
+WITH RECURSIVE one (id) AS (
+  SELECT min(appliance_id) FROM prediction WHERE building_id = :building_id
+  UNION ALL
+  SELECT (SELECT min(appliance_id) FROM prediction WHERE building_id = :building_id AND appliance_id > one.id)
+  FROM one WHERE one.id IS NOT NULL
+)
+SELECT id FROM one WHERE id IS NOT NULL
+"""
+_REVISION = "SELECT revision FROM building_revision WHERE building_id = ?"
+
+
+class SqliteHistory:
+    """See `HistoryReader`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens nothing yet: the file is its writer's to make."""
+        self._path = path
+
+    def mains(self, building_id: str, span: Span) -> BucketSeries:
+        """See `HistoryReader.mains`."""
+        query = _MAINS_OF_QUARTERS if span.step_ns >= QUARTER_NS else _MAINS
+        return BucketSeries.of(read_rows(self._path, query, _parameters(building_id, span)))
+
+    def predictions(self, building_id: str, span: Span, appliance_id: str | None = None) -> list[PredictionSeries]:
+        """See `HistoryReader.predictions`."""
+        parameters = _parameters(building_id, span)
+        if span.step_ns >= QUARTER_NS:
+            rows = read_rows(self._path, _PREDICTIONS_OF_QUARTERS, {**parameters, "appliance_id": appliance_id})
+            return list(_series(rows))
+        wanted = [appliance_id] if appliance_id is not None else self._appliances(building_id)
+        rows = [
+            row for one in wanted for row in read_rows(self._path, _PREDICTIONS, {**parameters, "appliance_id": one})
+        ]
+        return list(_series(rows))
+
+    def _appliances(self, building_id: str) -> list[str]:
+        return [str(row[0]) for row in read_rows(self._path, _APPLIANCES, {"building_id": building_id})]
+
+    def revision(self, building_id: str) -> str | None:
+        """See `HistoryReader.revision`."""
+        rows = read_rows(self._path, _REVISION, (building_id,))
+        return str(rows[0][0]) if rows else "0"
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def _parameters(building_id: str, span: Span) -> dict[str, Any]:
+    return {
+        "building_id": building_id,
+        "start_ns": span.start_ns,
+        "stop_ns": span.stop_ns,
+        "step_ns": span.step_ns,
+    }
+
+
+def _series(rows: list[tuple[Any, ...]]) -> Iterator[PredictionSeries]:
+    for (appliance_id, model_version, attribution), group in groupby(rows, key=lambda row: row[:3]):
+        members = list(group)
+        buckets = BucketSeries.of([row[3:6] for row in members])
+        confidence = np.array([row[6] for row in members], dtype=np.float64)
+        yield PredictionSeries(appliance_id, model_version, attribution, buckets, confidence)
