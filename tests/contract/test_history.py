@@ -156,9 +156,8 @@ def test_hostile_names_find_nothing_of_others(store: PredictionStore, history: H
 def test_the_last_nanosecond_of_a_span_belongs_to_it_and_the_next_does_not(
     store: PredictionStore, history: HistoryReader
 ) -> None:
-    write_readings(
-        store, "home", {MIDNIGHT - 1: 1.0, MIDNIGHT: 2.0, MIDNIGHT + HOUR_NS - 1: 3.0, MIDNIGHT + HOUR_NS: 4.0}
-    )
+    end = MIDNIGHT + HOUR_NS
+    write_readings(store, "home", {MIDNIGHT - 1: 1.0, MIDNIGHT: 2.0, end - 1: 3.0, end: 4.0})
     for step_ns in STEPS:
         found = history.mains("home", Span.covering(MIDNIGHT, end, step_ns))
         assert found.time_ns[0] == MIDNIGHT
