@@ -299,6 +299,48 @@ class StoreStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryQuery:
+    """What was: of one building, from `start_ns` up to `stop_ns`, both on buckets of `resolution`.
+
+    `what`: `readings`, `disaggregation` (readings with their appliances) or `predictions`. `resolution`: a value of
+    `Resolution`. `appliance_ids`: which ones the caller may see and asks for; None is all. `known_tags`: of the
+    documents that the caller has.
+    """
+
+    what: str
+    building_id: str
+    start_ns: int
+    stop_ns: int
+    resolution: str
+    appliance_ids: tuple[str, ...] | None
+    known_tags: frozenset[str] = frozenset()
+
+    @property
+    def identity(self) -> str:
+        """The same for the same question."""
+        return repr((self.what, self.start_ns, self.stop_ns, self.resolution, self.appliance_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryAnswer:
+    """A JSON document, gzipped, and its tag; `gzipped` is None when the caller has it.
+
+    Compressed already here: a year of quarters is megabytes, more than one message between replicas should carry.
+    """
+
+    tag: str
+    gzipped: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFailed:
+    """The store could not be read; retryable."""
+
+    detail: str
+    retry_after_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaUse:
     """Requests that one ingress replica has granted to one key and not reported before.
 

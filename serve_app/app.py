@@ -1,7 +1,7 @@
 """Composition root: `build(args)` turns the `args` of serve_config.yaml into the Serve application. Read this first.
 
 client -> Ingress -> one ApplianceModel deployment per appliance, named by it
-                  -> Persistence
+                  -> Persistence (writes), History (reads)
                   -> Coordinator (afterwards: quotas; operators' questions to every ingress)
 Every deployment's limits stand in serve_config.yaml; here is only who talks to whom.
 """
@@ -15,12 +15,13 @@ from ray.serve import Application, Deployment
 
 from deployments.appliance import ApplianceModel
 from deployments.coordinator import Coordinator
+from deployments.history import HistoryReplica
 from deployments.persistence import Persistence
 from serve_app.ingress import Ingress
 from serve_app.settings import load_settings
 
 ApplianceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-RESERVED_NAMES = frozenset({"ingress", "persistence", "coordinator"})
+RESERVED_NAMES = frozenset({"ingress", "persistence", "history", "coordinator"})
 
 
 class AppArgs(BaseModel):
@@ -47,9 +48,14 @@ def build(args: AppArgs) -> Application:
         for name in names
     }
     persistence = Persistence.options(name="persistence").bind(settings.store_config())
+    history: Deployment = serve.deployment(name="history")(HistoryReplica)
     coordinator: Deployment = serve.deployment(name="coordinator")(Coordinator)
     ingress: Deployment = serve.deployment(name="ingress")(Ingress)
     application: Application = ingress.bind(
-        appliances, persistence, coordinator.bind(settings.requests_per_minute), registry_path=args.registry_path
+        appliances,
+        persistence,
+        history.bind(settings.store_config()),
+        coordinator.bind(settings.requests_per_minute),
+        registry_path=args.registry_path,
     )
     return application

@@ -18,7 +18,7 @@ from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, problem_re
 from serve_app.openapi import DocumentedAPI
 from serve_app.problems import FieldError, Problem, Problems, from_framework_status
 from serve_app.request_limits import RequestLimitMiddleware
-from serve_app.routes import admin, health, inference, ingest, models
+from serve_app.routes import admin, analytics, health, inference, ingest, models
 from serve_app.services import Services
 from serve_app.settings import Environment
 
@@ -28,11 +28,13 @@ ALLOWED_HEADERS = [
     "Authorization",
     "Content-Type",
     "Idempotency-Key",
+    "If-None-Match",
     "X-Admin-Token",
     "X-Request-ID",
     "traceparent",
 ]
 EXPOSED_HEADERS = [
+    "ETag",
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",
@@ -64,7 +66,7 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         redirect_slashes=False,  # the redirect's address would come from the Host header; a wrong path is a 404
     )
     app.state.services = services
-    for router in (inference.router, ingest.router, models.router, admin.router, health.router):
+    for router in (inference.router, ingest.router, analytics.router, models.router, admin.router, health.router):
         app.include_router(router)
         app.include_router(router, prefix=API_PREFIX, include_in_schema=False)
     app.add_exception_handler(Problem, _on_problem)

@@ -17,6 +17,7 @@ from serve_app.access.cache_control import CacheControl, CacheListener
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.wiring import build_grants, build_verifier
 from serve_app.catalogue import Catalogue
+from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
 from serve_app.logs import service_logger
 from serve_app.metrics import HttpMetrics
@@ -31,7 +32,12 @@ class Ingress:
     """HTTP in front of the appliance deployments and the store. Refuses to start on unusable settings."""
 
     def __init__(
-        self, appliances: Mapping[str, Any], persistence: Any, coordinator: Any, registry_path: str | None = None
+        self,
+        appliances: Mapping[str, Any],
+        persistence: Any,
+        history: Any,
+        coordinator: Any,
+        registry_path: str | None = None,
     ) -> None:
         disable_created_metrics()  # a `_created` twin of every counter would double the series for nothing
         settings = load_settings()
@@ -53,6 +59,7 @@ class Ingress:
             catalogue=catalogue,
             predictor=Predictor(appliances, store, catalogue, grants),
             store=store,
+            history=HistoryClient(history),
             metrics=HttpMetrics(),
             logger=logger,
         )

@@ -17,10 +17,15 @@ class DocumentedAPI(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The document, made once."""
         if self.openapi_schema is None:
-            for operations in super().openapi()["paths"].values():
+            document = super().openapi()
+            components = document.setdefault("components", {}).setdefault("schemas", {})
+            for operations in document["paths"].values():
                 for operation in operations.values():
                     for response in operation["responses"].values():
                         content = response.get("content", {})
                         if content.get("application/json", {}).get("schema") == PROBLEM_SCHEMA:
                             content[PROBLEM_MEDIA_TYPE] = content.pop("application/json")
+                    for body in operation.get("requestBody", {}).get("content", {}).values():
+                        # Types inside a body that `bodies.json_body` described: where its references say they are.
+                        components.update(body.get("schema", {}).pop("$defs", {}))
         return super().openapi()

@@ -69,6 +69,7 @@ class Problems(Enum):
     )
     MODEL_UNAVAILABLE = ProblemType("model_unavailable", 503, "The model cannot answer now", retryable=True)
     STORE_UNAVAILABLE = ProblemType("store_unavailable", 503, "The prediction could not be stored", retryable=True)
+    STORE_UNREADABLE = ProblemType("store_unreadable", 503, "What is stored cannot be read now", retryable=True)
     OVERLOADED = ProblemType("overloaded", 503, "The service is at its capacity", retryable=True)
     DEADLINE_EXCEEDED = ProblemType("deadline_exceeded", 503, "The request ran out of its time", retryable=True)
 

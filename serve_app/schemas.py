@@ -14,7 +14,8 @@ MAX_WINDOW_SAMPLES = 20_000
 """Above any model's window; the exact length is checked by the model that runs it."""
 MAX_MAINS_KW = 100.0
 """A three-phase domestic supply ends below 70 kW: a larger value is almost always watts sent as kW."""
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["demo-home"])]
+IDENTIFIER_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+Identifier = Annotated[str, Field(pattern=IDENTIFIER_PATTERN, examples=["demo-home"])]
 MainsKw = Annotated[float, Field(ge=0.0, le=MAX_MAINS_KW, allow_inf_nan=False)]
 Window = Annotated[
     list[MainsKw],
@@ -153,6 +154,46 @@ class DisaggregateResponse(BaseModel):
     unattributed_kw: float
     appliances: list[AppliancePower]
     unavailable: list[str] = Field(description="Appliances whose model could not answer; their power is unknown")
+
+
+class ReadingRow(BaseModel):
+    """One bucket of a building's mains."""
+
+    time: datetime = Field(description="Start of the bucket, UTC")
+    value: float | None = Field(description="Mean power in kW; null where nothing was measured")
+    coverage: float = Field(description="Share of the bucket's minutes that were measured, 0 to 1")
+    appliances: dict[str, float | None] = Field(
+        default={}, description="With include_disaggregation: mean power in kW by appliance; null where none was said"
+    )
+    confidence: dict[str, float | None] = Field(
+        default={}, description="With include_disaggregation: mean probability that the appliance was on"
+    )
+
+
+class ReadingsDocument(BaseModel):
+    """A building's mains over time, a row for each bucket of the range."""
+
+    building_id: str
+    resolution: str
+    rows: list[ReadingRow]
+
+
+class PredictionRow(BaseModel):
+    """One bucket of one appliance."""
+
+    time: datetime = Field(description="Start of the bucket, UTC")
+    appliance_id: str
+    predicted_kw: float | None = Field(description="Mean power; null where nothing was predicted")
+    confidence: float | None = Field(description="Mean probability that the appliance was on")
+    coverage: float = Field(description="Share of the bucket's minutes with a prediction, 0 to 1")
+
+
+class PredictionsDocument(BaseModel):
+    """What was predicted over time, a row for each appliance and bucket of the range."""
+
+    building_id: str
+    resolution: str
+    rows: list[PredictionRow]
 
 
 class ModelSummary(BaseModel):

@@ -14,6 +14,7 @@ from serve_app.access.grants import GrantCache
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
+from serve_app.history_client import HistoryClient
 from serve_app.metrics import HttpMetrics
 from serve_app.middleware import RequestContext, context_of
 from serve_app.predict import Predictor
@@ -34,6 +35,7 @@ class Services:
     catalogue: Catalogue
     predictor: Predictor
     store: StoreClient
+    history: HistoryClient
     metrics: HttpMetrics
     logger: logging.Logger
 

@@ -67,7 +67,7 @@ class StoreClient:
         raise _not_persisted(result)
 
     async def _persist(self, record_set: RecordSet) -> PersistResult:
-        result: PersistResult = await _call(lambda: self._handle.persist.remote(record_set), record_set.deadline_s)
+        result: PersistResult = await call(lambda: self._handle.persist.remote(record_set), record_set.deadline_s)
         return result
 
     async def claim(self, request: KeyedRequest) -> Claim | StoredReply:
@@ -83,7 +83,7 @@ class StoreClient:
         raise _claim_refused(result)
 
     async def _claim(self, request: KeyedRequest) -> ClaimResult:
-        result: ClaimResult = await _call(lambda: self._handle.claim.remote(request), request.deadline_s)
+        result: ClaimResult = await call(lambda: self._handle.claim.remote(request), request.deadline_s)
         return result
 
     def _release_unheard(self, claiming: asyncio.Task[ClaimResult]) -> None:
@@ -115,16 +115,16 @@ class StoreClient:
         return task
 
 
-async def _call(call: Callable[[], Any], deadline_s: float) -> Any:
-    """One call, made again when its replica was lost and there is time. Raises Problem."""
+async def call(start: Callable[[], Any], deadline_s: float) -> Any:
+    """One call that may be made twice; made again when its replica was lost and there is time. Raises Problem."""
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.time())):
-                return await call()
+                return await start()
         except TimeoutError:
             raise Problem(Problems.STORE_UNAVAILABLE, "The store did not answer in time.") from None
         except BackPressureError:
-            raise Problem(Problems.OVERLOADED, "Too many predictions are waiting to be stored.") from None
+            raise Problem(Problems.OVERLOADED, "Too much is waiting for the store.") from None
         except (RayError, RayServeException) as error:
             fields = {"error": type(error).__name__, "attempt": attempt}
             _logger.warning("a store call was lost", extra={"fields": fields})

@@ -61,11 +61,14 @@ class Grants:
 
     def appliances_of(self, building_id: str, served: Sequence[str]) -> tuple[str, ...]:
         """Those of `served` that the caller may use in this building, in that order; all of them for a super admin."""
+        granted = self.granted_appliances(building_id)
+        return tuple(appliance_id for appliance_id in served if granted is None or appliance_id in granted)
+
+    def granted_appliances(self, building_id: str) -> frozenset[str] | None:
+        """Those the caller may see in this building; None for every one there is."""
         nothing: frozenset[str] = frozenset()
         granted = self.buildings.get(building_id, nothing) | self.buildings.get(ALL, nothing)
-        if self.role is Role.SUPER_ADMIN or ALL in granted:
-            return tuple(served)
-        return tuple(appliance_id for appliance_id in served if appliance_id in granted)
+        return None if self.role is Role.SUPER_ADMIN or ALL in granted else granted
 
 
 class GrantSource(Protocol):

@@ -24,6 +24,7 @@ from serve_app.access.quotas import SharedQuotas
 from serve_app.access.scopes import Public, Requires, Scope
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
+from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
 from serve_app.metrics import HttpMetrics
 from serve_app.predict import Predictor
@@ -178,6 +179,7 @@ def app() -> Any:
         catalogue=catalogue,
         predictor=Predictor({}, StoreClient(None), catalogue, grants),
         store=StoreClient(None),
+        history=HistoryClient(None),
         metrics=HttpMetrics(),
         logger=logger,
     )

@@ -52,6 +52,7 @@ from serve_app.access.principal import Principal, Role
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
+from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
 from serve_app.logs import JsonFormatter
 from serve_app.metrics import HttpMetrics
@@ -386,6 +387,7 @@ async def start(
     proxied: bool = False,
     poll: bool = True,
     grants: FixedGrants | None = None,
+    history: Any = None,
     **settings: Any,
 ) -> AsyncIterator[Harness]:
     store = FakeStore()
@@ -415,6 +417,7 @@ async def start(
         catalogue=catalogue,
         predictor=Predictor(fakes, StoreClient(store), catalogue, cache),
         store=StoreClient(store),
+        history=HistoryClient(history or SimpleNamespace()),
         metrics=HttpMetrics(),
         logger=logger,
     )
