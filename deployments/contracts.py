@@ -298,27 +298,37 @@ class StoreStatus:
     largest_commit: int
 
 
+class History(StrEnum):
+    """What can be asked of the past."""
+
+    READINGS = "readings"
+    DISAGGREGATION = "disaggregation"
+    """Readings with their appliances."""
+    PREDICTIONS = "predictions"
+    ENERGY = "energy"
+    CYCLES = "cycles"
+    BUILDINGS = "buildings"
+    APPLIANCES = "appliances"
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryQuery:
-    """What was: of one building, from `start_ns` up to `stop_ns`, both on buckets of `resolution`.
+    """What was: from `start_ns` up to `stop_ns`, which are on buckets of `resolution` where that counts.
 
-    `what`: `readings`, `disaggregation` (readings with their appliances) or `predictions`. `resolution`: a value of
-    `Resolution`. `appliance_ids`: which ones the caller may see and asks for; None is all. `known_tags`: of the
-    documents that the caller has.
+    `building_ids`: one, or for `BUILDINGS` those that the caller may see, None being all. `resolution`: a value of
+    `Resolution`. `appliance_ids`: which ones the caller may see and asks for, None being all; for `CYCLES` one.
+    `timezone`: of the days of `ENERGY`, a name of the IANA database. `known_tags`: of the documents the caller has.
     """
 
-    what: str
-    building_id: str
-    start_ns: int
-    stop_ns: int
-    resolution: str
-    appliance_ids: tuple[str, ...] | None
+    what: History
+    building_ids: tuple[str, ...] | None
+    start_ns: int = 0
+    stop_ns: int = 0
+    resolution: str = "15m"
+    appliance_ids: tuple[str, ...] | None = None
+    timezone: str = "UTC"
+    price_per_kwh: float | None = None
     known_tags: frozenset[str] = frozenset()
-
-    @property
-    def identity(self) -> str:
-        """The same for the same question."""
-        return repr((self.what, self.start_ns, self.stop_ns, self.resolution, self.appliance_ids))
 
 
 @dataclass(frozen=True, slots=True)

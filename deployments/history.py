@@ -10,14 +10,11 @@ import asyncio
 import gzip
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import orjson
 
-from deployments.analytics.dense import Dense, dense, spoken_for
-from deployments.analytics.documents import predictions_rows, readings_rows
-from deployments.analytics.spans import Resolution, Span
+from deployments.analytics.answers import document
 from deployments.contracts import HistoryAnswer, HistoryFailed, HistoryQuery
 from deployments.stores import HistoryReader, StoreConfig, StoreUnavailable, open_history
 
@@ -44,47 +41,18 @@ class HistoryReplica:
 
 def answer(reader: HistoryReader, query: HistoryQuery) -> HistoryAnswer:
     """See `HistoryReplica.ask`. Raises StoreUnavailable."""
+    one_building = query.building_ids is not None and len(query.building_ids) == 1
     # The revision is read before the rows: rows that are newer than their tag cost one more poll, older ones a lie.
-    revision = reader.revision(query.building_id)
-    tag = None if revision is None else _tag(f"{revision}\n{query.identity}".encode())
+    revision = reader.revision(query.building_ids[0]) if one_building and query.building_ids else None
+    question = repr(replace(query, known_tags=frozenset()))
+    tag = None if revision is None else _tag(f"{revision}\n{question}".encode())
     if tag is not None and tag in query.known_tags:
         return HistoryAnswer(tag, None)
-    body = orjson.dumps(_document(reader, query))
+    body = orjson.dumps(document(reader, query))
     if tag is None:
-        tag = _tag(body)
+        tag = _tag(question.encode() + body)
     return HistoryAnswer(tag, None if tag in query.known_tags else gzip.compress(body, GZIP_LEVEL, mtime=0))
 
 
 def _tag(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """The buckets of the answer, and the shorter ones it is read in."""
-
-    span: Span
-    read: Span
-
-    @property
-    def factor(self) -> int:
-        return self.span.step_ns // self.read.step_ns
-
-
-def _document(reader: HistoryReader, query: HistoryQuery) -> dict[str, Any]:
-    resolution = Resolution(query.resolution)
-    span = Span(query.start_ns, query.stop_ns, resolution.step_ns)
-    where = _Range(span, span.read_with(resolution.read_step_ns))
-    head: dict[str, Any] = {"building_id": query.building_id, "resolution": query.resolution}
-    if query.what == "predictions":
-        return {**head, "rows": predictions_rows(span, _appliances(reader, query, where))}
-    mains = dense(reader.mains(query.building_id, where.read), where.read).coarser(where.factor)
-    appliances = _appliances(reader, query, where) if query.what == "disaggregation" else None
-    return {**head, "rows": readings_rows(span, mains, appliances)}
-
-
-def _appliances(reader: HistoryReader, query: HistoryQuery, where: _Range) -> dict[str, Dense]:
-    one = query.appliance_ids[0] if query.appliance_ids is not None and len(query.appliance_ids) == 1 else None
-    series = reader.predictions(query.building_id, where.read, one)
-    allowed = [s for s in series if query.appliance_ids is None or s.appliance_id in query.appliance_ids]
-    return {name: found.coarser(where.factor) for name, found in spoken_for(allowed, where.read).items()}

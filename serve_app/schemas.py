@@ -156,46 +156,6 @@ class DisaggregateResponse(BaseModel):
     unavailable: list[str] = Field(description="Appliances whose model could not answer; their power is unknown")
 
 
-class ReadingRow(BaseModel):
-    """One bucket of a building's mains."""
-
-    time: datetime = Field(description="Start of the bucket, UTC")
-    value: float | None = Field(description="Mean power in kW; null where nothing was measured")
-    coverage: float = Field(description="Share of the bucket's minutes that were measured, 0 to 1")
-    appliances: dict[str, float | None] = Field(
-        default={}, description="With include_disaggregation: mean power in kW by appliance; null where none was said"
-    )
-    confidence: dict[str, float | None] = Field(
-        default={}, description="With include_disaggregation: mean probability that the appliance was on"
-    )
-
-
-class ReadingsDocument(BaseModel):
-    """A building's mains over time, a row for each bucket of the range."""
-
-    building_id: str
-    resolution: str
-    rows: list[ReadingRow]
-
-
-class PredictionRow(BaseModel):
-    """One bucket of one appliance."""
-
-    time: datetime = Field(description="Start of the bucket, UTC")
-    appliance_id: str
-    predicted_kw: float | None = Field(description="Mean power; null where nothing was predicted")
-    confidence: float | None = Field(description="Mean probability that the appliance was on")
-    coverage: float = Field(description="Share of the bucket's minutes with a prediction, 0 to 1")
-
-
-class PredictionsDocument(BaseModel):
-    """What was predicted over time, a row for each appliance and bucket of the range."""
-
-    building_id: str
-    resolution: str
-    rows: list[PredictionRow]
-
-
 class ModelSummary(BaseModel):
     """A registered model version and whether it serves now."""
 

@@ -68,6 +68,11 @@ def instants(span: Span) -> list[str]:
     return [f"{text}Z" for text in np.datetime_as_string(span.starts_ns().astype("datetime64[ns]"), unit="s")]
 
 
+def instant(time_ns: int) -> str:
+    """ISO 8601, UTC, cut to seconds."""
+    return f"{np.datetime_as_string(np.datetime64(time_ns, 'ns'), unit='s')}Z"
+
+
 def _confidence(one: Dense) -> npt.NDArray[np.float64]:
     return np.full(len(one.kw), np.nan) if one.confidence is None else one.confidence
 

@@ -42,3 +42,12 @@ class PredictionSeries:
     attribution: str
     buckets: BucketSeries
     confidence: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """When a building was last heard of, ns since 1970. `predictions`: by appliance."""
+
+    building_id: str
+    reading_ns: int | None
+    predictions: dict[str, int]

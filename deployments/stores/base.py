@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from deployments.analytics.series import BucketSeries, PredictionSeries
+from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import Span
 from deployments.contracts import KeyedRequest, NotPersisted, RecordSet, StoredReply
 
 KEY_KEPT_S = 24 * 3600
 """How long a completed Idempotency-Key is remembered."""
+
+MAX_BUILDINGS = 1000
+"""Listed at once."""
 
 WriteOutcome = StoredReply | NotPersisted | None
 """Of one record set: None where it is durable; `StoredReply` where its key was completed before, nothing written."""
@@ -75,6 +78,13 @@ class HistoryReader(Protocol):
 
     def predictions(self, building_id: str, span: Span, appliance_id: str | None = None) -> list[PredictionSeries]:
         """One series for each appliance, version and attribution, in that order; of one appliance or of all."""
+        ...
+
+    def latest(self, building_id: str | None) -> list[Latest]:
+        """When this building was last heard of, or each of the first `MAX_BUILDINGS` there are; in their order.
+
+        A building without any row is left out.
+        """
         ...
 
     def revision(self, building_id: str) -> str | None:

@@ -48,6 +48,18 @@ _MEAN = """
 _COUNT = """
   |> aggregateWindow(every: step, fn: count, createEmpty: false, timeSrc: "_start")
 """
+_READINGS = """
+  |> filter(fn: (r) => r._measurement == "sensor_reading" and r._field == "aggregate_kw")
+"""
+_PREDICTIONS = """
+  |> filter(fn: (r) => r._measurement == "prediction" and r._field == "predicted_kw")
+"""
+_OF_ONE_BUILDING = """
+  |> filter(fn: (r) => r.building_id == building_id)
+"""
+_LAST = """
+  |> last()
+"""
 _OF_A_KEY = """
   |> filter(fn: (r) => r._measurement == "idempotent_reply" and r.shard == shard)
   |> filter(fn: (r) => r._time == time(v: start_ns) or r._time == time(v: last_ns))
@@ -60,6 +72,26 @@ PREDICTIONS_MEAN = _BETWEEN + _OF_PREDICTIONS + _MINUTES + _MEAN
 PREDICTIONS_COUNT = _BETWEEN + _OF_PREDICTIONS + _MINUTES + _COUNT
 APPLIANCE_MEAN = _BETWEEN + _OF_PREDICTIONS + _OF_ONE_APPLIANCE + _MINUTES + _MEAN
 APPLIANCE_COUNT = _BETWEEN + _OF_PREDICTIONS + _OF_ONE_APPLIANCE + _MINUTES + _COUNT
+
+LAST_READINGS = _BETWEEN + _READINGS + _LAST
+LAST_PREDICTIONS = _BETWEEN + _PREDICTIONS + _LAST
+LAST_READING = _BETWEEN + _READINGS + _OF_ONE_BUILDING + _LAST
+LAST_PREDICTION = _BETWEEN + _PREDICTIONS + _OF_ONE_BUILDING + _LAST
+
+
+def latest(
+    bucket_raw: str, bucket_pred: str, building_id: str | None, start_ns: int, stop_ns: int
+) -> tuple[FluxQuery, FluxQuery]:
+    """The last reading, and the last prediction of each series, of one building or of all."""
+    between: dict[str, Parameter] = {"start_ns": start_ns, "stop_ns": stop_ns}
+    texts = (LAST_READINGS, LAST_PREDICTIONS)
+    if building_id is not None:
+        between["building_id"] = building_id
+        texts = (LAST_READING, LAST_PREDICTION)
+    return (
+        FluxQuery(texts[0], {**between, "bucket": bucket_raw}),
+        FluxQuery(texts[1], {**between, "bucket": bucket_pred}),
+    )
 
 
 def mains(bucket: str, building_id: str, span: Span) -> tuple[FluxQuery, FluxQuery]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import numpy as np
 
-from deployments.analytics.series import BucketSeries, PredictionSeries
-from deployments.analytics.spans import Span
+from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
+from deployments.analytics.spans import DAY_NS, Span
 from deployments.stores import flux
+from deployments.stores.base import MAX_BUILDINGS
 from deployments.stores.influx_connection import InfluxConnection
 
 Record = Mapping[str, object]
+LATEST_WITHIN_NS = 400 * DAY_NS
+"""A building that was silent for longer is not listed: InfluxDB would search all of its past for it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -46,6 +50,22 @@ class InfluxHistory:
             series.append(PredictionSeries(*identity, buckets, means_of_confidence))
         return series
 
+    def latest(self, building_id: str | None) -> list[Latest]:
+        """See `HistoryReader.latest`; looks `LATEST_WITHIN_NS` back."""
+        stop_ns = time.time_ns() + DAY_NS
+        queries = flux.latest(self._bucket_raw, self._bucket, building_id, stop_ns - LATEST_WITHIN_NS, stop_ns)
+        readings = {
+            str(record["building_id"]): _time_ns(record)
+            for record in self._connection.query(queries[0], self._bucket_raw)
+        }
+        predictions: dict[str, dict[str, int]] = {}
+        for record in self._connection.query(queries[1], self._bucket):
+            of_building = predictions.setdefault(str(record["building_id"]), {})
+            appliance_id = str(record["appliance_id"])
+            of_building[appliance_id] = max(_time_ns(record), of_building.get(appliance_id, 0))
+        found = sorted(readings.keys() | predictions.keys())[:MAX_BUILDINGS]
+        return [Latest(one, readings.get(one), dict(sorted(predictions.get(one, {}).items()))) for one in found]
+
     def revision(self, building_id: str) -> str | None:
         """See `HistoryReader.revision`: InfluxDB cannot tell that a point was overwritten."""
         return None
@@ -56,8 +76,8 @@ class InfluxHistory:
 
 
 def _time_ns(record: Record) -> int:
-    # Starts of windows are whole seconds: the client's microseconds lose nothing.
-    return round((cast(datetime, record["_time"]) - _EPOCH).total_seconds()) * 10**9
+    """Cut to the client's microseconds; starts of windows are whole seconds anyway."""
+    return (cast(datetime, record["_time"]) - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _by_time(records: Iterable[Record]) -> dict[int, float]:

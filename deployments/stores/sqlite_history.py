@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from deployments.analytics.series import BucketSeries, PredictionSeries
+from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import QUARTER_NS, Span
+from deployments.stores.base import MAX_BUILDINGS
 from deployments.stores.sqlite import read_rows
 
 _MAINS = """
@@ -50,6 +51,9 @@ WITH RECURSIVE one (id) AS (
 )
 SELECT id FROM one WHERE id IS NOT NULL
 """
+_LAST_READING = "SELECT max(time_ns) FROM sensor_reading WHERE building_id = ?"
+_LAST_PREDICTION = "SELECT max(time_ns) FROM prediction WHERE building_id = ? AND appliance_id = ?"
+_BUILDINGS = "SELECT building_id FROM building_revision ORDER BY building_id LIMIT ?"
 _REVISION = "SELECT revision FROM building_revision WHERE building_id = ?"
 
 
@@ -79,6 +83,23 @@ class SqliteHistory:
 
     def _appliances(self, building_id: str) -> list[str]:
         return [str(row[0]) for row in read_rows(self._path, _APPLIANCES, {"building_id": building_id})]
+
+    def latest(self, building_id: str | None) -> list[Latest]:
+        """See `HistoryReader.latest`."""
+        if building_id is None:
+            wanted = [str(row[0]) for row in read_rows(self._path, _BUILDINGS, (MAX_BUILDINGS,))]
+        else:
+            wanted = [building_id]
+        found = [self._latest_of(one) for one in wanted]
+        return [one for one in found if one.reading_ns is not None or one.predictions]
+
+    def _latest_of(self, building_id: str) -> Latest:
+        reading_ns = read_rows(self._path, _LAST_READING, (building_id,))[0][0]
+        predictions = {
+            one: int(read_rows(self._path, _LAST_PREDICTION, (building_id, one))[0][0])
+            for one in self._appliances(building_id)
+        }
+        return Latest(building_id, reading_ns, predictions)
 
     def revision(self, building_id: str) -> str | None:
         """See `HistoryReader.revision`."""

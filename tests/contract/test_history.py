@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from deployments.analytics.series import BucketSeries
+from deployments.analytics.series import BucketSeries, Latest
 from deployments.analytics.spans import DAY_NS, HOUR_NS, MINUTE_NS, QUARTER_NS, SECOND_NS, Span
 from deployments.contracts import PredictionPoint, Readings, RecordSet
 from deployments.stores import HistoryReader, PredictionStore, open_history, open_store
@@ -135,6 +135,33 @@ def test_random_predictions_of_several_versions(
                 check(found[identity].buckets, reference(rows, span))
                 means = [row[1] for row in reference(confidence[identity], span)]
                 np.testing.assert_allclose(found[identity].confidence, means, rtol=1e-12, atol=1e-12)
+
+
+def test_when_a_building_was_last_heard_of(
+    store: PredictionStore, history: HistoryReader, make_point: Callable[..., PredictionPoint]
+) -> None:
+    now_ns = time.time_ns() // 1000 * 1000
+    assert history.latest(None) == []
+    write_readings(store, "home", {now_ns - HOUR_NS: 1.0, now_ns: 2.0})
+    write_readings(store, "cabin", {now_ns - DAY_NS: 1.0})
+    points = [
+        make_point(building_id=building, appliance_id=appliance, model_version=version, time_ns=ns)
+        for building, appliance, version, ns in (
+            ("home", "kettle", "1.0.0", now_ns - 5000),
+            ("home", "kettle", "2.0.0", now_ns - 9000),
+            ("home", "dish washer", "2.0.0", now_ns - DAY_NS),
+            ("barn", "kettle", "2.0.0", now_ns - 3000),
+        )
+    ]
+    store.write([RecordSet(tuple(points), time.time() + 5)])
+    home = Latest("home", now_ns, {"dish washer": now_ns - DAY_NS, "kettle": now_ns - 5000})
+    assert history.latest("home") == [home]
+    assert history.latest(None) == [
+        Latest("barn", None, {"kettle": now_ns - 3000}),
+        Latest("cabin", now_ns - DAY_NS, {}),
+        home,
+    ]
+    assert history.latest("nobody") == []
 
 
 def test_nothing_stored_is_nothing_found(store: PredictionStore, history: HistoryReader) -> None:

@@ -300,3 +300,94 @@ async def test_a_year_of_quarters_with_its_appliances(past: Any, shelf: Shelf) -
     assert [row["value"] for row in rows[-96:]] == [1.0] * 96
     assert rows[-1]["appliances"] == {"kettle": 0.5}
     assert rows[0]["value"] is None
+
+
+async def test_energy_by_day_in_the_callers_time_zone(past: Any, shelf: Shelf) -> None:
+    shelf.mains(*[1.0] * 120, start_ns=MIDNIGHT_NS - 60 * MINUTE_NS)
+    shelf.predict(*[0.5] * 60, appliance_id="kettle")
+    asked = {"end": "2026-01-31T00:30:00Z", "timezone": "Europe/Berlin", "price_per_kwh": "0.25"}
+    document = (await get(past, "energy", **asked)).json()
+    assert document["timezone"] == "Europe/Berlin"
+    [day] = document["days"]
+    assert (day["date"], day["start"], day["end"]) == ("2026-01-31", "2026-01-30T23:00:00Z", "2026-01-31T23:00:00Z")
+    assert day["mains"] == {"energy_kwh": 2.0, "cost": 0.5, "coverage": 0.0833}
+    assert day["appliances"]["kettle"]["energy_kwh"] == 0.5
+    assert day["unattributed"] == {"energy_kwh": 1.5, "cost": 0.375}
+    assert day["always_on"]["power_kw"] == 1.0
+    utc = (await get(past, "energy", end="2026-01-31T00:30:00Z")).json()["days"]
+    assert [one["mains"]["energy_kwh"] for one in utc] == [1.0]
+    assert utc[0]["mains"]["cost"] is None
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"timezone": "Mars/Olympus"},
+        {"timezone": "../../etc/passwd"},
+        {"timezone": ""},
+        {"timezone": "x" * 65},
+        {"price_per_kwh": "-1"},
+        {"price_per_kwh": "nan"},
+        {"price_per_kwh": "inf"},
+        {"start": "2024-01-01T00:00:00Z"},
+    ],
+)
+async def test_energy_that_cannot_be_asked(past: Any, parameters: dict[str, str]) -> None:
+    refused = await get(past, "energy", **parameters)
+    assert (refused.status_code, refused.json()["code"]) == (422, "validation")
+
+
+async def test_cycles_are_told_whole_and_only_those_in_the_range(past: Any, shelf: Shelf) -> None:
+    shelf.predict(*[0.0] * 10, *[2.5] * 2, *[0.0] * 40, *[2.5] * 5, *[0.0] * 30, appliance_id="kettle")
+    document = (await get(past, "cycles", appliance_id="kettle", start="2026-01-31T00:11:00Z")).json()
+    assert document["appliance_id"] == "kettle"
+    assert [(one["start"], one["end"]) for one in document["cycles"]] == [
+        ("2026-01-31T00:10:00Z", "2026-01-31T00:12:00Z"),
+        ("2026-01-31T00:52:00Z", "2026-01-31T00:57:00Z"),
+    ]
+    assert document["cycles"][0]["peak_kw"] == 2.5
+    later = (await get(past, "cycles", appliance_id="kettle", start="2026-01-31T00:30:00Z")).json()
+    assert len(later["cycles"]) == 1
+    assert (await get(past, "cycles", appliance_id="microwave")).json()["cycles"] == []
+    refused = await get(past, "cycles", appliance_id="sauna")
+    assert (refused.status_code, refused.json()["code"]) == (404, "unknown_appliance")
+    assert (await get(past, "cycles")).status_code == 422
+
+
+async def test_ones_buildings_and_their_appliances(past: Any, shelf: Shelf) -> None:
+    shelf.mains(1.0)
+    shelf.mains(1.0, building_id="neighbour")
+    shelf.predict(1.0, 1.0, appliance_id="kettle")
+    shelf.predict(1.0, appliance_id="microwave")
+    past.grants.buildings["user-1"] = {"home": {"kettle"}, "empty": {"*"}}
+    listed = (await past.client.get("/analytics/buildings")).json()
+    home = {
+        "building_id": "home",
+        "last_reading": "2026-01-31T00:00:00Z",
+        "last_prediction": "2026-01-31T00:01:00Z",
+    }
+    assert listed == {"buildings": [home]}
+    found = (await past.client.get("/analytics/appliances", params={"building_id": "home"})).json()
+    assert found == {
+        "building_id": "home",
+        "appliances": [{"appliance_id": "kettle", "last_prediction": "2026-01-31T00:01:00Z"}],
+    }
+    for building in ("neighbour", "nobody"):
+        refused = await past.client.get("/analytics/appliances", params={"building_id": building})
+        assert refused.status_code == 403
+    past.grants.buildings["user-1"] = {"*": {"*"}}
+    past.services.grants.invalidate(None)
+    everything = (await past.client.get("/analytics/buildings")).json()["buildings"]
+    assert [one["building_id"] for one in everything] == ["home", "neighbour"]
+
+
+@pytest.mark.parametrize("what", ["energy", "cycles", "buildings", "appliances"])
+async def test_every_document_has_a_tag(past: Any, shelf: Shelf, what: str) -> None:
+    shelf.mains(1.0)
+    shelf.predict(1.0)
+    first = await get(past, what, appliance_id="kettle")
+    assert first.status_code == 200, first.text
+    known = {"If-None-Match": first.headers["etag"]}
+    assert (await get(past, what, appliance_id="kettle", headers=known)).status_code == 304
+    shelf.predict(2.0, start_ns=MIDNIGHT_NS + MINUTE_NS)
+    assert (await get(past, what, appliance_id="kettle", headers=known)).status_code == 200

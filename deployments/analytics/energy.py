@@ -1,0 +1,102 @@
+"""Energy and cost by local day: mains, each appliance, what no appliance explains, what is always on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+
+from deployments.analytics.dense import Dense
+from deployments.analytics.documents import instant
+from deployments.analytics.spans import DAY_NS, MINUTE_NS, QUARTER_NS, Span
+
+ALWAYS_ON_QUANTILE = 0.05
+"""Of a day's quarters of an hour: what is drawn when nobody does anything. The lowest would be a gap or a glitch."""
+MINUTES_PER_HOUR = 60
+LONGEST_NS = 400 * DAY_NS
+"""The longest range."""
+
+Document = dict[str, Any]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """One local day; 23 or 25 hours long when clocks change. [`start_ns`, `stop_ns`)."""
+
+    date: str
+    start_ns: int
+    stop_ns: int
+
+
+def local_days(start_ns: int, stop_ns: int, zone: ZoneInfo) -> list[Day]:
+    """The days that hold any of [start, stop), whole."""
+    midnight = datetime.fromtimestamp(start_ns / 1e9, zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    days: list[Day] = []
+    while _ns(midnight) < stop_ns:
+        # Wall-clock arithmetic: the next midnight of the same zone, however many hours away.
+        following = (midnight + timedelta(days=1)).replace(fold=0)
+        days.append(Day(midnight.date().isoformat(), _ns(midnight), _ns(following)))
+        midnight = following
+    return days
+
+
+def span_of(days: list[Day]) -> Span:
+    """The quarters of an hour of all days; every zone's midnight is on one."""
+    return Span.covering(days[0].start_ns, days[-1].stop_ns, QUARTER_NS)
+
+
+def energy_rows(
+    days: list[Day], span: Span, mains: Dense, appliances: Mapping[str, Dense], price_per_kwh: float | None
+) -> list[Document]:
+    """One row a day. Energies are of what was measured only, with the share of the day that was: `coverage`.
+
+    `unattributed`: mains less appliances, where both are known. `always_on`: the `ALWAYS_ON_QUANTILE` of the day's
+    quarters, all day long.
+    """
+    starts = span.starts_ns()
+    rows: list[Document] = []
+    for day in days:
+        inside = (starts >= day.start_ns) & (starts < day.stop_ns)
+        minutes = (day.stop_ns - day.start_ns) / MINUTE_NS
+        measured = inside & (mains.minutes > 0)
+        claimed = sum((np.nan_to_num(one.kw[measured]) for one in appliances.values()), np.zeros(measured.sum()))
+        rest = np.maximum(mains.kw[measured] - claimed, 0.0) * mains.minutes[measured]
+        rest_kwh = float(rest.sum()) / MINUTES_PER_HOUR if measured.any() else None
+        level = float(np.quantile(mains.kw[measured], ALWAYS_ON_QUANTILE)) if measured.any() else None
+        covered = float(mains.minutes[inside].sum())
+        rows.append(
+            {
+                "date": day.date,
+                "start": instant(day.start_ns),
+                "end": instant(day.stop_ns),
+                "mains": _share(mains, inside, minutes, price_per_kwh),
+                "appliances": {name: _share(one, inside, minutes, price_per_kwh) for name, one in appliances.items()},
+                "unattributed": _energy(rest_kwh, price_per_kwh),
+                "always_on": {
+                    "power_kw": None if level is None else round(level, 6),
+                    **_energy(None if level is None else level * covered / MINUTES_PER_HOUR, price_per_kwh),
+                },
+            }
+        )
+    return rows
+
+
+def _share(one: Dense, inside: BoolArray, minutes: float, price_per_kwh: float | None) -> Document:
+    known = inside & (one.minutes > 0)
+    energy_kwh = float((one.kw[known] * one.minutes[known]).sum()) / MINUTES_PER_HOUR if known.any() else None
+    return {**_energy(energy_kwh, price_per_kwh), "coverage": round(float(one.minutes[inside].sum()) / minutes, 4)}
+
+
+def _energy(energy_kwh: float | None, price_per_kwh: float | None) -> Document:
+    cost = None if energy_kwh is None or price_per_kwh is None else round(energy_kwh * price_per_kwh, 6)
+    return {"energy_kwh": None if energy_kwh is None else round(energy_kwh, 6), "cost": cost}
+
+
+def _ns(moment: datetime) -> int:
+    return round(moment.timestamp()) * 10**9
