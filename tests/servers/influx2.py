@@ -230,7 +230,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._store(query, body, fault)
 
     def _query(self, query: dict[str, list[str]], document: dict[str, Any]) -> None:
-        if self._failing(self.server.take_fault(), query, document["query"]) or not self._authorised():
+        if self._failing(self.server.take_fault(), query, document["query"], document=document):
+            return
+        if not self._authorised():
             return
         if query.get("org", [""])[0] != ORG:
             self._error(404, "not found", "organization name not found")
@@ -243,9 +245,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._reply(200, annotated_csv(tables), content_type="text/csv; charset=utf-8")
 
-    def _failing(self, fault: Fault, query: dict[str, list[str]], body: str | bytes) -> bool:
+    def _failing(self, fault: Fault, query: dict[str, list[str]], body: str | bytes, **also: Any) -> bool:
         """Plays the fault that befalls the whole request; True when that was the answer."""
-        self.server.requests.append({"bytes": len(body), "time_s": time.time(), "query": query})
+        self.server.requests.append({"bytes": len(body), "time_s": time.time(), "query": query, **also})
         time.sleep(fault.latency_s)
         if fault.kind == "reset_before":
             self._reset()
