@@ -13,14 +13,15 @@ from numbers import Real
 
 import numpy as np
 
+from deployments.analytics.spans import QUARTER_NS
 from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, Readings, RecordSet
 
 TEXT_LIMIT = 512
 """Longest string of a point, far above the API's own limits; it keeps a series key below InfluxDB's 64 KiB."""
 
-TIME_NS_MIN = -(2**63) + 2
-TIME_NS_MAX = 2**63 - 2
-"""InfluxDB keeps the ends of the int64 range for itself."""
+TIME_NS_MIN = -(2**63) + QUARTER_NS
+TIME_NS_MAX = 2**63 - 1 - QUARTER_NS
+"""InfluxDB keeps the ends of the int64 range for itself, and the quarter of an hour around a point must fit too."""
 
 _TAGS = ("building_id", "appliance_id", "model_version", "attribution")
 _TEXT_FIELDS = ("request_id", "user_id", "artifact_sha256")

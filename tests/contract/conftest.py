@@ -19,6 +19,8 @@ import pytest
 from deployments.contracts import PredictionPoint, RecordSet
 from deployments.stores import PredictionStore, StoreConfig, open_store
 from deployments.stores.sqlite import read_rows
+from tests.servers.packages import PartsMissing, do_without
+from tests.servers.tsm import TsmServer
 
 ROOT = Path(__file__).parents[2]
 TOKEN, ORG, BUCKET = "test-token", "test-org", "predictions"
@@ -178,15 +180,83 @@ class InfluxBackend:
         self.server.start()
 
 
-@pytest.fixture(params=["sqlite", "influxdb"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    """Each store in turn."""
-    if request.param == "sqlite":
-        backend: Backend = SqliteBackend(tmp_path / "predictions.db")
-    else:
-        backend = InfluxBackend(request.getfixturevalue("influx_server"))
+@dataclass
+class TsmBackend:
+    """The real storage engine; breaks by its end, and keeps what its folder holds."""
+
+    server: TsmServer
+    _down: bool = False
+
+    def config(self) -> StoreConfig:
+        return StoreConfig.for_influx(
+            url=self.server.url, token=TOKEN, org=ORG, bucket_pred=BUCKET, bucket_raw="raw", timeout_s=5.0
+        )
+
+    def points(self) -> list[PredictionPoint]:
+        rows = self.server.rows(BUCKET, "prediction")
+        # JSON has one kind of number: a whole float comes back as an integer.
+        numbers = ("predicted_kw", "confidence", "aggregate_kw", "latency_ms")
+        return [
+            PredictionPoint(
+                **row["tags"],
+                **{name: float(value) if name in numbers else value for name, value in row["fields"].items()},
+                time_ns=row["time_ns"],
+            )
+            for row in rows
+        ]
+
+    def readings(self) -> list[tuple[str, int, float]]:
+        rows = self.server.rows("raw", "sensor_reading")
+        return [(row["tags"]["building_id"], row["time_ns"], float(row["fields"]["aggregate_kw"])) for row in rows]
+
+    def break_it(self) -> None:
+        self.server.kill()
+        self._down = True
+
+    def mend(self) -> None:
+        if self._down:
+            self.server.start()
+            self._down = False
+
+    def crash(self) -> None:
+        self.server.kill()
+        self.server.start()
+
+
+@pytest.fixture(scope="session")
+def tsm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TsmServer]:
+    """The one engine of a test run."""
+    try:
+        server = TsmServer(tmp_path_factory.mktemp("tsm"))
+    except PartsMissing as missing:
+        do_without(missing)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def tsm_backend(tsm_process: TsmServer) -> Iterator[TsmBackend]:
+    """The engine, empty and whole."""
+    tsm_process.clear()
+    backend = TsmBackend(tsm_process)
     yield backend
     backend.mend()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`backend` is each store in turn; a module that only writes names the real engine too, which has no Flux."""
+    if "backend" in metafunc.fixturenames:
+        stores = getattr(metafunc.module, "STORES", ("sqlite", "influxdb"))
+        metafunc.parametrize("backend", stores, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """The store that the test's parameter names."""
+    found: Backend = request.getfixturevalue(
+        {"sqlite": "sqlite_backend", "influxdb": "influx_backend", "tsm": "tsm_backend"}[request.param]
+    )
+    return found
 
 
 @pytest.fixture

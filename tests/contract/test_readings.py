@@ -14,6 +14,8 @@ from deployments.stores import PredictionStore, StoreUnavailable
 from deployments.stores.checks import TIME_NS_MAX
 
 MakeSet = Callable[..., RecordSet]
+STORES = ("sqlite", "influxdb", "tsm")
+"""The last is InfluxDB's real storage engine."""
 T0 = 1_769_882_400 * 10**9
 
 

@@ -25,6 +25,8 @@ from deployments.stores.checks import TEXT_LIMIT, TIME_NS_MAX, TIME_NS_MIN
 
 MakePoint = Callable[..., PredictionPoint]
 MakeSet = Callable[..., RecordSet]
+STORES = ("sqlite", "influxdb", "tsm")
+"""The last is InfluxDB's real storage engine."""
 
 TAGS = ("building_id", "appliance_id", "model_version", "attribution")
 TEXT_FIELDS = ("request_id", "user_id", "artifact_sha256")
