@@ -57,6 +57,10 @@ class SettingsError(Exception):
     """The environment does not describe a service that may start; the text names every fault."""
 
 
+DATABASE_NAME = "predictions.sqlite3"
+"""Of the embedded store's file in the data folder."""
+
+
 class Environment(StrEnum):
     """Where the service runs."""
 
@@ -151,7 +155,7 @@ class Settings(BaseSettings):
                 bucket_pred=self.influx_bucket_pred,
                 bucket_raw=self.influx_bucket_raw,
             )
-        return StoreConfig.for_sqlite(self.nilm_data_dir.absolute() / "predictions.sqlite3")
+        return StoreConfig.for_sqlite(self.nilm_data_dir.absolute() / DATABASE_NAME)
 
 
 def load_settings() -> Settings:

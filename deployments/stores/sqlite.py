@@ -113,7 +113,7 @@ class SqliteStore:
         except OSError as error:
             raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
         try:
-            with _explained(self._path):
+            with explained(self._path):
                 self._connection = self._open()
             self._inode = self._path.stat().st_ino
         except BaseException:
@@ -138,7 +138,7 @@ class SqliteStore:
         outcomes: list[WriteOutcome] = [refusal(record_set) for record_set in record_sets]
         if None not in outcomes:
             return outcomes
-        with self._lock, _explained(self._path):
+        with self._lock, explained(self._path):
             self._check_file()
             connection = self._connection
             connection.execute("BEGIN IMMEDIATE")
@@ -204,7 +204,7 @@ class SqliteStore:
         if not self._lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
             raise StoreUnavailable(f"{self._path}: a write has been running for more than {BUSY_TIMEOUT_MS} ms")
         try:
-            with _explained(self._path):
+            with explained(self._path):
                 self._check_file()
                 if shutil.disk_usage(self._path.parent).free < FREE_SPACE_FLOOR_BYTES:
                     raise StoreUnavailable(f"{self._path}: the disk is nearly full")
@@ -230,7 +230,7 @@ def read_rows(
     """
     until = time.monotonic() + max_s
     with (
-        _explained(path),
+        explained(path),
         contextlib.closing(
             sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_MS / 1000)
         ) as connection,
@@ -293,7 +293,7 @@ def _reading_rows(readings: Readings) -> Iterator[tuple[str, int, float]]:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn what SQLite and the file system raise into StoreUnavailable with words for the operator."""
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from serve_app.cli.data import data
+from serve_app.cli.db import db
 from serve_app.cli.demo import demo
 from serve_app.cli.models import models
 from serve_app.cli.run import run
@@ -27,6 +28,7 @@ app.command()(ensemble)
 app.command()(evaluate)
 app.command()(study)
 app.add_typer(data, name="data")
+app.add_typer(db, name="db")
 app.add_typer(models, name="models")
 
 
