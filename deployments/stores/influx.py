@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from deployments.contracts import KeyedRequest, NotPersisted, PersistFailure, RecordSet, StoredReply
 from deployments.stores.base import StoreUnavailable, WriteOutcome
 from deployments.stores.checks import refusal
 from deployments.stores.influx_connection import InfluxConnection, Refused, Transient
-from deployments.stores.influx_keys import intent_line, key_state, recall_query, reply_line
+from deployments.stores.influx_keys import MEASUREMENT, intent_line, key_state, recall_query, reply_line
 from deployments.stores.line_protocol import encode, encode_readings
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ RETRY_BUDGET_S = 1.5
 """No new attempt of one commit later than this after its start: meanwhile everybody else waits behind it."""
 
 FIRST_PAUSE_S = 0.05
+_DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class InfluxStore:
         self._connection = InfluxConnection(url=url, token=token, org=org, timeout_s=timeout_s)
         self._bucket = bucket_pred
         self._bucket_raw = bucket_raw
+        self._forgotten_day = 0
+        self._forgetting = threading.Lock()
 
     def write(self, record_sets: Sequence[RecordSet]) -> list[WriteOutcome]:
         """See `PredictionStore.write`. Readings and points first, then the replies of those that are durable."""
@@ -85,6 +90,7 @@ class InfluxStore:
     def recall(self, request: KeyedRequest) -> StoredReply | int | None:
         """See `PredictionStore.recall`. A request that names no instant leaves the one it got, for later attempts."""
         now_s = int(time.time())
+        self._forget_old_keys(now_s)
         query = recall_query(request.key, self._bucket, now_s)
         state = key_state(request.key, self._connection.query(query, self._bucket), now_s)
         if state.reply is not None or request.received_ns is None:
@@ -96,6 +102,20 @@ class InfluxStore:
         except Refused as refused:
             raise StoreUnavailable(f"InfluxDB refused an Idempotency-Key: {refused}") from None
         return request.received_ns
+
+    def _forget_old_keys(self, now_s: int) -> None:
+        """Once a day, so that replies do not pile up for as long as the bucket keeps predictions."""
+        today = now_s // _DAY_S
+        with self._forgetting:
+            if today == self._forgotten_day:
+                return
+            self._forgotten_day = today
+        # Keys are looked for on their own day and the next; what is older is never read again.
+        stop = datetime.fromtimestamp((today - 1) * _DAY_S - 1, UTC)
+        try:
+            self._connection.delete(self._bucket, MEASUREMENT, stop - timedelta(days=30), stop)
+        except StoreUnavailable as failure:
+            logger.warning("old Idempotency-Keys were not deleted: %s", failure.detail)
 
     def _send(self, pending: list[_Lines], outcomes: list[WriteOutcome], *, any_durable: bool) -> bool:
         """Send what is pending, of one bucket, in as few requests as the store accepts.

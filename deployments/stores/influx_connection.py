@@ -10,9 +10,12 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 from influxdb_client.client.influxdb_client import InfluxDBClient
+from influxdb_client.domain.delete_predicate_request import DeletePredicateRequest
 from influxdb_client.rest import ApiException
+from influxdb_client.service.delete_service import DeleteService
 from influxdb_client.service.write_service import WriteService
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, NewConnectionError
@@ -57,6 +60,7 @@ class InfluxConnection:
         never = Retry(total=0, redirect=False, raise_on_redirect=False)
         self._client = InfluxDBClient(url=url, token=token, org=org, timeout=int(timeout_s * 1000), retries=never)
         self._service = WriteService(self._client.api_client)  # type: ignore[no-untyped-call]
+        self._deletions = DeleteService(self._client.api_client)  # type: ignore[no-untyped-call]
         self._not_before = 0.0
 
     def query(self, query: FluxQuery, bucket: str) -> list[dict[str, object]]:
@@ -115,6 +119,23 @@ class InfluxConnection:
         if 300 <= status < 400:
             return StoreUnavailable(f"INFLUX_URL answers with a redirect ({status}), which is not followed", 5)
         return StoreUnavailable(f"InfluxDB cannot be used (status {status})", 5)
+
+    def delete(self, bucket: str, measurement: str, start: datetime, stop: datetime) -> None:
+        """Delete the measurement's points of [start, stop]. Raises StoreUnavailable."""
+        predicate = f'_measurement="{measurement}"'
+        request = DeletePredicateRequest(start, stop, predicate)  # type: ignore[no-untyped-call]
+        try:
+            self._deletions.post_delete(  # type: ignore[no-untyped-call]
+                delete_predicate_request=request,
+                org=self._org,
+                bucket=bucket,
+                _request_timeout=int(self.timeout_s * 1000),
+            )
+        except (ApiException, HTTPError, UnicodeDecodeError) as error:
+            failure = self._failure(error, bucket, self.timeout_s)
+            if isinstance(failure, Refused):
+                raise StoreUnavailable(f"InfluxDB refused to delete: {failure}") from None
+            raise failure from None
 
     def asked_to_wait_s(self) -> float:
         """How long the server still wants to be left alone (Retry-After); not positive when it does not."""

@@ -178,3 +178,31 @@ def test_influxdb_sends_the_token_to_no_redirect(influx_backend: Any) -> None:
     with pytest.raises(StoreUnavailable, match="redirect"):
         store.recall(request())
     store.close()
+
+
+def test_influxdb_forgets_keys_of_the_days_before_yesterday(
+    influx_backend: Any, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(influx_backend.config())
+    now = time.time()
+    for days in (3, 2, 1, 0):
+        monkeypatch.setattr(time, "time", lambda days=days: now - days * 86400)
+        store.write([completed(make_set(), f"key-{days}")])
+    predictions = influx_backend.points()
+    assert len(predictions) == 4
+    store.recall(request())
+
+    def kept() -> list[str]:
+        rows = [row for row in influx_backend.server.rows() if row["measurement"] == "idempotent_reply"]
+        return sorted(row["fields"]["key"] for row in rows)
+
+    assert kept() == sorted(digest(f"key-{days}") for days in (1, 0))
+    assert influx_backend.points() == predictions
+    # Once a day, and a failure is not the request's.
+    asked = len(influx_backend.server.requests())
+    store.recall(request())
+    assert len(influx_backend.server.requests()) == asked + 1
+    monkeypatch.setattr(time, "time", lambda: now + 86400)
+    influx_backend.server.fault(kind="status", status=500, times=1)
+    assert store.recall(request()) is None
+    store.close()

@@ -20,6 +20,8 @@ from tests.fault.ledger import HEAD, Verdict, Write, check
 from tests.fault.traffic import Traffic
 from tests.integration.service import ROOT, Service, running_service, service_config, shape_of
 
+FULL = "NILM_LEDGER_SECONDS" in os.environ
+"""Every fault on every store, rather than the ones that differ between them."""
 SECONDS = float(os.environ.get("NILM_LEDGER_SECONDS", "6"))
 """Of load under each fault: a minute or more for figures, some seconds for a test."""
 PER_SECOND = float(os.environ.get("NILM_LEDGER_PER_SECOND", "10"))

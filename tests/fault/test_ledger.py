@@ -1,6 +1,6 @@
 """The promise under faults: nothing acknowledged is lost, nothing is stored twice, and clients that come back succeed.
 
-Set NILM_LEDGER_SECONDS (and NILM_LEDGER_PER_SECOND) for a longer run.
+Set NILM_LEDGER_SECONDS (and NILM_LEDGER_PER_SECOND) for a longer run with every fault on every store.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fault.bench import PER_SECOND, SECONDS, Bench, start_bench
+from tests.fault.bench import FULL, PER_SECOND, SECONDS, Bench, start_bench
 
+both = pytest.mark.parametrize("bench", ["sqlite", "influxdb"], indirect=True)
+in_full_both = pytest.mark.parametrize("bench", ["sqlite", "influxdb"] if FULL else ["sqlite"], indirect=True)
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
@@ -35,6 +37,7 @@ async def while_loaded(load: asyncio.Task[None], every_s: float, act: object) ->
     return done
 
 
+@in_full_both
 async def test_without_a_fault(bench: Bench) -> None:
     traffic = bench.traffic("no-fault")
     await traffic.run(SECONDS, PER_SECOND, with_key=False)
@@ -42,6 +45,7 @@ async def test_without_a_fault(bench: Bench) -> None:
     assert verdict.acknowledged == verdict.writes == verdict.attempts
 
 
+@both
 async def test_persistence_killed_every_two_seconds(bench: Bench) -> None:
     traffic = bench.traffic("1-persistence-killed")
     load = asyncio.create_task(traffic.run(SECONDS, PER_SECOND))
@@ -51,6 +55,7 @@ async def test_persistence_killed_every_two_seconds(bench: Bench) -> None:
     assert verdict.gave_up == 0
 
 
+@in_full_both
 async def test_one_of_two_ingresses_killed(bench: Bench) -> None:
     traffic = bench.traffic("3-ingress-killed")
     load = asyncio.create_task(traffic.run(SECONDS, PER_SECOND))
@@ -73,6 +78,7 @@ def locked(database: Path) -> Iterator[None]:
     intruder.close()
 
 
+@both
 async def test_a_sick_store(bench: Bench) -> None:
     traffic = bench.traffic("8-sick-store")
     sicknesses = 7 if bench.influx else 2
@@ -106,6 +112,7 @@ async def test_a_sick_store(bench: Bench) -> None:
     assert verdict.gave_up == 0
 
 
+@in_full_both
 async def test_clients_that_hang_up_in_the_middle_of_a_batch(bench: Bench) -> None:
     leavers, neighbours = bench.traffic("9-leavers"), bench.traffic("9-neighbours")
     chance = random.Random(9)  # noqa: S311
@@ -123,6 +130,7 @@ async def test_clients_that_hang_up_in_the_middle_of_a_batch(bench: Bench) -> No
     print(f"{len(left)} of {len(leavers.writes)} left, and {len(stored)} predictions are stored in all")
 
 
+@in_full_both
 async def test_clients_that_hang_up_and_come_back_with_their_key(bench: Bench) -> None:
     traffic = bench.traffic("9-leave-and-return")
     chance = random.Random(10)  # noqa: S311
@@ -132,6 +140,7 @@ async def test_clients_that_hang_up_and_come_back_with_their_key(bench: Bench) -
     assert verdict.attempts > verdict.writes
 
 
+@both
 async def test_fifty_at_once_with_one_key(bench: Bench) -> None:
     traffic = bench.traffic("11-one-key")
     headers = {"Authorization": f"Bearer {bench.service.token()}"}
@@ -149,6 +158,7 @@ async def test_fifty_at_once_with_one_key(bench: Bench) -> None:
     bench.judge("11-one-key", traffic.writes)
 
 
+@in_full_both
 @pytest.mark.parametrize("deployment", ["persistence", "ingress"])
 async def test_a_replica_that_stands_still_for_ten_seconds(bench: Bench, deployment: str) -> None:
     name = f"16-{deployment}-stopped"
@@ -167,7 +177,7 @@ async def test_a_replica_that_stands_still_for_ten_seconds(bench: Bench, deploym
     assert verdict.gave_up == 0
 
 
-@pytest.mark.parametrize("store", ["sqlite", "influxdb"])
+@pytest.mark.parametrize("store", ["sqlite", "influxdb"] if FULL else ["sqlite"])
 async def test_calls_between_processes_fail_at_random(tmp_path: Path, store: str) -> None:
     """Ray's own chaos in the ingress replicas: a quarter of their calls, or of the answers, get lost."""
     lost = {"num_failures": 1000, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 5}

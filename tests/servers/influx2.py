@@ -14,12 +14,14 @@ import argparse
 import gzip
 import json
 import os
+import re
 import socket
 import struct
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,13 @@ class Storage:
             self._log.truncate(0)
             self._points.clear()
             self._types.clear()
+
+    def delete(self, bucket: str, measurement: str, first_ns: int, last_ns: int) -> None:
+        """Forget points of a time range; a restart would bring them back, which no test of ours minds."""
+        with self._lock:
+            for identity in list(self._points):
+                if identity[:2] == (bucket, measurement) and first_ns <= identity[3] <= last_ns:
+                    del self._points[identity]
 
     def series(self) -> list[Series]:
         """Every field of every series."""
@@ -194,6 +203,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._write(parse_qs(url.query), body)
             case "/api/v2/query":
                 self._query(parse_qs(url.query), json.loads(body))
+            case "/api/v2/delete":
+                self._delete(parse_qs(url.query), json.loads(body))
             case "/__reset":
                 self.server.reset()
                 self._reply(204)
@@ -244,6 +255,19 @@ class Handler(BaseHTTPRequestHandler):
             self._error(400, "invalid", str(error))
             return
         self._reply(200, annotated_csv(tables), content_type="text/csv; charset=utf-8")
+
+    def _delete(self, query: dict[str, list[str]], document: dict[str, str]) -> None:
+        if self._failing(self.server.take_fault(), query, json.dumps(document)):
+            return
+        if not self._authorised() or not self._addressed(query):
+            return
+        predicate = re.fullmatch(r'_measurement="(\w+)"', document["predicate"])
+        if predicate is None:
+            self._error(400, "invalid", "the predicate is not one this server knows")
+            return
+        first, last = (_instant_ns(document[name]) for name in ("start", "stop"))
+        self.server.storage.delete(query["bucket"][0], predicate[1], first, last)
+        self._reply(204)
 
     def _failing(self, fault: Fault, query: dict[str, list[str]], body: str | bytes, **also: Any) -> bool:
         """Plays the fault that befalls the whole request; True when that was the answer."""
@@ -325,6 +349,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+
+def _instant_ns(text: str) -> int:
+    return round(datetime.fromisoformat(text).timestamp()) * 10**9
 
 
 def main() -> None:
