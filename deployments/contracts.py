@@ -9,7 +9,9 @@ Sample and point times are integer nanoseconds since the Unix epoch, UTC, as Inf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import secrets
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -163,13 +165,15 @@ class KeyedRequest:
     """A request that carries an Idempotency-Key, before it runs.
 
     `key`: SHA-256 of user and key. `fingerprint`: SHA-256 of method, route and canonical body. Both in hex.
-    `received_ns`: the instant its points will stand for, or None when the request itself names one.
+    `received_ns`: the instant its points will stand for, or None when the request itself names one. `token`: the
+    caller's own, so that a claim that is asked for again, because its answer was lost, is the same claim.
     """
 
     key: str
     fingerprint: str
     received_ns: int | None
     deadline_s: float
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +321,7 @@ class HistoryQuery:
 
     `building_ids`: one, or for `BUILDINGS` those that the caller may see, None being all. `resolution`: a value of
     `Resolution`. `appliance_ids`: which ones the caller may see and asks for, None being all; for `CYCLES` one.
+    For `BUILDINGS`, `appliances_of` has for each of `building_ids` the appliances that count, None being all.
     `timezone`: of the days of `ENERGY`, a name of the IANA database. `known_tags`: of the documents the caller has.
     """
 
@@ -326,9 +331,11 @@ class HistoryQuery:
     stop_ns: int = 0
     resolution: str = "15m"
     appliance_ids: tuple[str, ...] | None = None
+    appliances_of: tuple[tuple[str, ...] | None, ...] = ()
     timezone: str = "UTC"
     price_per_kwh: float | None = None
     known_tags: frozenset[str] = frozenset()
+    deadline_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,10 @@ from deployments.stores.base import PredictionStore, StoreUnavailable, WriteOutc
 
 logger = logging.getLogger(__name__)
 
+COMMIT_RECORDS = 5000
+"""Rows of one commit, more only if one record set has more: an upload of readings waits for the next one."""
+WAITING_RECORDS = 50_000
+"""Rows that may wait; ten commits of readings."""
 QUEUE_LIMIT = 1024
 """Record sets that may wait. At 500 a second and 20 ms a commit ten wait; a thousand means a store in trouble."""
 
@@ -71,8 +75,17 @@ class _Waiting:
 class GroupCommit:
     """Makes record sets durable through one store. Use from one event loop; `close()` it at the end."""
 
-    def __init__(self, store: PredictionStore, observer: CommitObserver, *, queue_limit: int = QUEUE_LIMIT) -> None:
+    def __init__(
+        self,
+        store: PredictionStore,
+        observer: CommitObserver,
+        *,
+        queue_limit: int = QUEUE_LIMIT,
+        readings: bool = False,
+    ) -> None:
+        """`readings`: what will be written, so that a ping looks at their place."""
         self._store = store
+        self._readings = readings
         self._observer = observer
         self._queue_limit = queue_limit
         self._queue: deque[_Waiting] = deque()
@@ -136,6 +149,8 @@ class GroupCommit:
             return _unavailable(self._breaker.outage)
         if len(self._queue) >= self._queue_limit:
             return NotPersisted(PersistFailure.QUEUE_FULL, f"{self._queue_limit} record sets are waiting")
+        if sum(waiting.record_set.records for waiting in self._queue) >= WAITING_RECORDS:
+            return NotPersisted(PersistFailure.QUEUE_FULL, f"{WAITING_RECORDS} rows are waiting")
         return None
 
     async def _commit_all(self) -> None:
@@ -143,11 +158,13 @@ class GroupCommit:
             await self._commit(batch)
 
     def _take(self) -> list[_Waiting]:
-        """Everything that waits and still has time; the rest is answered here and not written."""
+        """What waits and still has time, up to `COMMIT_RECORDS`; whose time is up is answered here and not written."""
         now = time.time()
-        batch = []
-        while self._queue:
+        batch: list[_Waiting] = []
+        records = 0
+        while self._queue and (not batch or records + self._queue[0].record_set.records <= COMMIT_RECORDS):
             waiting = self._queue.popleft()
+            records += waiting.record_set.records
             if waiting.record_set.deadline_s > now:
                 waiting.sent = True
                 batch.append(waiting)
@@ -209,10 +226,13 @@ class GroupCommit:
             else:
                 self._breaker.failed(failure)
 
+    def _ping_once(self) -> None:
+        self._store.ping(readings=self._readings)
+
     async def _ping_store(self) -> StoreUnavailable | None:
         """What keeps the store from being used, or None. Single flight, bounded even when the store hangs."""
         if self._ping is None or self._ping.done():
-            self._ping = asyncio.get_running_loop().run_in_executor(self._prober, self._store.ping)
+            self._ping = asyncio.get_running_loop().run_in_executor(self._prober, self._ping_once)
         ping = self._ping
         await asyncio.wait({ping}, timeout=PING_TIMEOUT_S)
         if not ping.done():
@@ -251,7 +271,7 @@ class GroupCommit:
         )
 
     async def close(self) -> None:
-        """Take nothing more, finish what was taken, and close the store. Safe to call twice."""
+        """Take nothing more and finish what was taken. The store stays open. Safe to call twice."""
         if self._closing:
             return
         self._closing = True
@@ -261,7 +281,6 @@ class GroupCommit:
             self._probe.cancel()
         if self._ping is not None:
             await asyncio.wait({self._ping}, timeout=PING_TIMEOUT_S)
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._store.close)
         self._writer.shutdown(wait=False)
         self._prober.shutdown(wait=False)
 

@@ -8,17 +8,18 @@
   running --settle--> absent    known not to be stored
 
 Whoever else asks meanwhile waits, and is given the stored reply or the free key. Only completed keys have to survive
-this process: a claim that died with it is adopted at `start`, and the store takes the first reply of a key only.
+this process: a claim that died with it is adopted at `start`, after another look at the store.
 Use from one event loop. Knows neither Ray nor any particular store.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
 
 from deployments.contracts import (
     Claim,
@@ -40,15 +41,35 @@ LookUp = Callable[[KeyedRequest], Awaitable[StoredReply | int | None]]
 """What the store knows of a key: see `PredictionStore.recall`."""
 
 
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
+class Start(StrEnum):
+    """What `KeyClaims.start` says of a write that is about to be handed to the store."""
+
+    GRANTED = "granted"
+    ADOPTED = "adopted"
+    """Granted by a process that is gone: the key may have been completed since, which the store knows."""
+    RUNNING = "running"
+    """The same write came before, and its answer got lost."""
+    LOST = "lost"
+    """The key is another's: nothing may be written."""
+
+
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A key that is claimed or running. `known` ends with the stored reply, or None when the key is free again."""
+    """A key that is claimed or running. `known` ends with the stored reply, or None when the key is free again.
+
+    `answered`: what its own claim was told.
+    """
 
     key: str
     fingerprint: str
+    token: str
     lease_until_s: float
-    known: asyncio.Future[StoredReply | None]
-    token: str = field(default_factory=lambda: secrets.token_hex(16))
+    known: asyncio.Future[StoredReply | None] = field(default_factory=_future)
+    answered: asyncio.Future[ClaimResult] = field(default_factory=_future)
     running: bool = False
 
     def expired(self) -> bool:
@@ -71,9 +92,13 @@ class KeyClaims:
                 held = None
             if held is not None and held.fingerprint != request.fingerprint:
                 return _other_request()
+            if held is not None and held.token == request.token:
+                # Asked again because the answer was lost on its way.
+                await asyncio.wait({held.answered}, timeout=max(0.0, request.deadline_s - time.time()))
+                return held.answered.result() if held.answered.done() else _in_flight()
             remaining_s = request.deadline_s - ANSWER_MARGIN_S - time.time()
             if not remaining_s > 0:
-                return ClaimRefused(ClaimRefusal.IN_FLIGHT, "the first request with this key is still running")
+                return _in_flight() if held is not None else ClaimRefused(ClaimRefusal.UNAVAILABLE, "no time is left")
             if held is None:
                 return await self._take(request)
             lease_left_s = remaining_s if held.running else max(0.0, held.lease_until_s - time.time())
@@ -86,33 +111,44 @@ class KeyClaims:
 
     async def _take(self, request: KeyedRequest) -> ClaimResult:
         self._forget_expired()
-        known: asyncio.Future[StoredReply | None] = asyncio.get_running_loop().create_future()
         # Held before the store is asked: between asking and holding, a second request would find the key free too.
-        held = self._held[request.key] = _Held(request.key, request.fingerprint, request.deadline_s, known)
+        held = _Held(request.key, request.fingerprint, request.token, request.deadline_s)
+        self._held[request.key] = held
+        answer: ClaimResult = ClaimRefused(ClaimRefusal.UNAVAILABLE, "the look-up was given up")
+        reply: StoredReply | None = None
+        granted = False
         try:
             found = await self._look_up(request)
+            if isinstance(found, StoredReply):
+                reply, answer = found, _replay(found, request)
+            else:
+                granted, answer = True, Claim(request.key, request.fingerprint, held.token, found)
         except StoreUnavailable as failure:
-            self._drop(held, None)
-            return ClaimRefused(ClaimRefusal.UNAVAILABLE, failure.detail, failure.retry_after_s)
-        except BaseException:
-            self._drop(held, None)
-            raise
-        if isinstance(found, StoredReply):
-            self._drop(held, found)
-            return _replay(found, request)
-        return Claim(request.key, request.fingerprint, held.token, found)
+            answer = ClaimRefused(ClaimRefusal.UNAVAILABLE, failure.detail, failure.retry_after_s)
+        finally:
+            held.answered.set_result(answer)
+            if not granted:
+                self._drop(held, reply)
+        return answer
 
-    def start(self, claim: Claim) -> bool:
-        """The claim's write is about to be handed to the store. False: it is lost, and nothing may be written."""
+    def start(self, claim: Claim) -> Start:
+        """The claim's write is about to be handed to the store; after GRANTED or ADOPTED it must be settled."""
         held = self._held.get(claim.key)
+        adopted = held is None
         if held is None:
-            # Granted by a process that is gone. If another request completed meanwhile, the store will say so.
-            known: asyncio.Future[StoredReply | None] = asyncio.get_running_loop().create_future()
-            held = self._held[claim.key] = _Held(claim.key, claim.fingerprint, 0.0, known, claim.token)
-        if held.token != claim.token or held.running:
-            return False
+            held = self._held[claim.key] = _Held(claim.key, claim.fingerprint, claim.token, 0.0)
+            held.answered.set_result(claim)
+        if held.token != claim.token:
+            return Start.LOST
+        if held.running:
+            return Start.RUNNING
         held.running = True
-        return True
+        return Start.ADOPTED if adopted else Start.GRANTED
+
+    async def outcome(self, claim: Claim) -> StoredReply | None:
+        """Waits for a write that is running: its reply, or None when it was not stored."""
+        held = self._held.get(claim.key)
+        return None if held is None else await asyncio.shield(held.known)
 
     def settle(self, completion: Completion, result: PersistResult) -> None:
         """What became of a write that was started, once that is known."""
@@ -143,6 +179,10 @@ class KeyClaims:
             if not oldest.expired():
                 return
             self._drop(oldest, None)
+
+
+def _in_flight() -> ClaimRefused:
+    return ClaimRefused(ClaimRefusal.IN_FLIGHT, "the first request with this key is still running")
 
 
 def _other_request() -> ClaimRefused:

@@ -12,6 +12,7 @@ Metrics (Ray adds `deployment`, `replica` and `application`, and `_total` to cou
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +22,7 @@ from ray.serve import metrics
 from deployments.contracts import (
     Claim,
     ClaimResult,
+    Completion,
     KeyedRequest,
     NotPersisted,
     Persisted,
@@ -31,11 +33,14 @@ from deployments.contracts import (
     StoreStatus,
 )
 from deployments.group_commit import GroupCommit
-from deployments.idempotency import KeyClaims
-from deployments.stores import StoreConfig, open_store
+from deployments.idempotency import KeyClaims, Start
+from deployments.stores import StoreConfig, StoreUnavailable, open_store
 
 RECALL_THREADS = 2
 """Beside the writer, so that a key is looked up while a commit runs."""
+_NOT_IN_TIME = "the store did not say in time whether this key was used"
+RECALL_PAUSE_S = 1.0
+"""After a failure."""
 
 
 class PersistenceReplica:
@@ -49,14 +54,39 @@ class PersistenceReplica:
         """Open the store. Raises StoreUnavailable when a SQLite file cannot be used."""
         self._store = open_store(store_config)
         self._metrics = _Metrics()
-        self._commits = GroupCommit(self._store, self._metrics)
-        self._readers = ThreadPoolExecutor(RECALL_THREADS, thread_name_prefix="store-reader")
+        # Two queues: a meter's upload of thousands of readings, or a bucket of readings that is missing, must not keep
+        # predictions waiting.
+        self._predictions = GroupCommit(self._store, self._metrics)
+        self._readings = GroupCommit(self._store, self._metrics, readings=True)
+        self._recalls = ThreadPoolExecutor(RECALL_THREADS, thread_name_prefix="store-reader")
+        self._recall_failure: tuple[float, StoreUnavailable] | None = None
         self._claims = KeyClaims(self._recall)
         self._closed = False
 
     async def _recall(self, request: KeyedRequest) -> StoredReply | int | None:
-        self._commits.raise_outage()
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._store.recall, request)
+        """What the store knows of a key, by the request's deadline. Raises StoreUnavailable."""
+        self._predictions.raise_outage()
+        if self._recall_failure is not None and time.monotonic() < self._recall_failure[0]:
+            raise self._recall_failure[1]
+        work = asyncio.get_running_loop().run_in_executor(self._recalls, self._recall_in_time, request)
+        await asyncio.wait({work}, timeout=max(0.0, request.deadline_s - time.time()))
+        if not work.done():
+            work.add_done_callback(lambda late: late.exception())
+            raise self._recall_failed(StoreUnavailable(_NOT_IN_TIME))
+        try:
+            return work.result()
+        except StoreUnavailable as failure:
+            raise self._recall_failed(failure) from None
+
+    def _recall_failed(self, failure: StoreUnavailable) -> StoreUnavailable:
+        """Not asked again at once: those who wait in the queue of the threads would all learn the same."""
+        self._recall_failure = (time.monotonic() + RECALL_PAUSE_S, failure)
+        return failure
+
+    def _recall_in_time(self, request: KeyedRequest) -> StoredReply | int | None:
+        if time.time() >= request.deadline_s:
+            raise StoreUnavailable(_NOT_IN_TIME)
+        return self._store.recall(request)
 
     async def claim(self, request: KeyedRequest) -> ClaimResult:
         """The right to run a keyed request, the reply of its first run, or why neither; answers by its deadline."""
@@ -71,18 +101,45 @@ class PersistenceReplica:
 
         A caller that is cancelled after its record set was taken does not undo the write.
         """
-        completion = record_set.completion
-        if completion is None:
-            return await self._commits.persist(record_set)
-        if not self._claims.start(completion.claim):
-            lost = NotPersisted(PersistFailure.CLAIM_LOST, "another request runs under this key meanwhile")
-            self._metrics.answered(lost)
-            return lost
-        return await self._commits.persist(record_set, lambda result: self._claims.settle(completion, result))
+        if record_set.readings is not None:
+            return await self._readings.persist(record_set)
+        if record_set.completion is None:
+            return await self._predictions.persist(record_set)
+        return await self._complete(record_set, record_set.completion)
+
+    async def _complete(self, record_set: RecordSet, completion: Completion) -> PersistResult:
+        claim = completion.claim
+
+        def settle(result: PersistResult) -> None:
+            self._claims.settle(completion, result)
+
+        match self._claims.start(claim):
+            case Start.LOST:
+                lost = NotPersisted(PersistFailure.CLAIM_LOST, "another request runs under this key meanwhile")
+                self._metrics.answered(lost)
+                return lost
+            case Start.RUNNING:
+                reply = await self._claims.outcome(claim)
+                return reply or NotPersisted(PersistFailure.UNAVAILABLE, "the first write of this request failed")
+            case Start.ADOPTED:
+                try:
+                    asked = KeyedRequest(claim.key, claim.fingerprint, None, record_set.deadline_s, claim.token)
+                    earlier = await self._recall(asked)
+                except BaseException as failure:
+                    settle(NotPersisted(PersistFailure.UNAVAILABLE, "the store could not be asked"))
+                    if isinstance(failure, StoreUnavailable):
+                        return NotPersisted(PersistFailure.UNAVAILABLE, failure.detail, failure.retry_after_s)
+                    raise
+                if isinstance(earlier, StoredReply):
+                    settle(earlier)
+                    return earlier
+            case Start.GRANTED:
+                pass
+        return await self._predictions.persist(record_set, settle)
 
     async def status(self) -> StoreStatus:
         """Whether the store is usable, known for a second at most, and the figures of this replica."""
-        return await self._commits.status()
+        return await self._predictions.status()
 
     def __del__(self) -> Awaitable[None] | None:
         """Serve's shutdown hook, which it awaits: finish what was taken, then close the store.
@@ -92,8 +149,13 @@ class PersistenceReplica:
         if getattr(self, "_closed", True):
             return None
         self._closed = True
-        self._readers.shutdown(wait=False)
-        return self._commits.close()
+        self._recalls.shutdown(wait=False)
+        return self._close()
+
+    async def _close(self) -> None:
+        await self._readings.close()
+        await self._predictions.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._store.close)
 
 
 class _Metrics:

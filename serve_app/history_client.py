@@ -15,9 +15,11 @@ class HistoryClient:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def ask(self, query: HistoryQuery, deadline_s: float) -> HistoryAnswer:
-        """The answer, inside the deadline. Raises Problem; a store that is away is never an empty answer."""
-        result: HistoryAnswer | HistoryFailed = await call(lambda: self._handle.ask.remote(query), deadline_s)
+    async def ask(self, query: HistoryQuery) -> HistoryAnswer:
+        """The answer, by the query's deadline. Raises Problem; a store that is away is never an empty answer."""
+        result: HistoryAnswer | HistoryFailed = await call(
+            lambda: self._handle.ask.remote(query), query.deadline_s, Problems.STORE_UNREADABLE
+        )
         if isinstance(result, HistoryFailed):
             detail = "What is stored cannot be read now."
             raise Problem(Problems.STORE_UNREADABLE, detail, retry_after_s=result.retry_after_s)

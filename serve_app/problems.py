@@ -58,7 +58,7 @@ class Problems(Enum):
     VALIDATION = ProblemType("validation", 422, "The request does not have the required form")
     WINDOW_LENGTH = ProblemType("window_length", 422, "The window does not have the model's length")
     IDEMPOTENCY_KEY_REUSED = ProblemType("idempotency_key_reused", 422, "This key was used for another request")
-    RECORD_REJECTED = ProblemType("record_rejected", 422, "The store refused this prediction")
+    RECORD_REJECTED = ProblemType("record_rejected", 422, "The store refused this record")
     RATE_LIMITED = ProblemType("rate_limited", 429, "Your quota is used up", retryable=True)
     HEADERS_TOO_LARGE = ProblemType("headers_too_large", 431, "The request's headers are too large")
     INTERNAL = ProblemType("internal", 500, "Something failed on our side", retryable=True)
@@ -68,7 +68,7 @@ class Problems(Enum):
         "coordination_unavailable", 503, "The ingress replicas cannot be reached now", retryable=True
     )
     MODEL_UNAVAILABLE = ProblemType("model_unavailable", 503, "The model cannot answer now", retryable=True)
-    STORE_UNAVAILABLE = ProblemType("store_unavailable", 503, "The prediction could not be stored", retryable=True)
+    STORE_UNAVAILABLE = ProblemType("store_unavailable", 503, "The store cannot be used now", retryable=True)
     STORE_UNREADABLE = ProblemType("store_unreadable", 503, "What is stored cannot be read now", retryable=True)
     OVERLOADED = ProblemType("overloaded", 503, "The service is at its capacity", retryable=True)
     DEADLINE_EXCEEDED = ProblemType("deadline_exceeded", 503, "The request ran out of its time", retryable=True)

@@ -22,12 +22,9 @@ from serve_app.schemas import MAX_MAINS_KW, Reading
 MAX_READINGS = 5000
 PRECISIONS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 """Units of a line's timestamp, as InfluxDB names them."""
-
-_LINE = re.compile(
-    r"sensor_reading,(?:[^ ,=]+=[^ ,=]+,)*building_id=(?P<building>[^ ,=]+)(?:,[^ ,=]+=[^ ,=]+)* +"
-    r"(?:[^ ,=]+=[^ ,]+,)*aggregate_kw=(?P<kw>[^ ,]+)(?:,[^ ,=]+=[^ ,]+)*(?: +(?P<time>-?\d{1,19}))?",
-    re.ASCII,
-)
+LONGEST_LINE = 1024
+_FORM = "is not `sensor_reading,building_id=B aggregate_kw=K [time]`"
+_TIME = re.compile(r"-?\d{1,19}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _READING = TypeAdapter(Reading)
@@ -132,25 +129,42 @@ class _LineFault(Exception):
 
 
 def _of_line(line: str, unit_ns: int, now: datetime) -> tuple[str, int, float]:
-    found = _LINE.fullmatch(line)
-    if found is None:
-        raise _LineFault("", "is not `sensor_reading,building_id=B aggregate_kw=K [time]`")
-    if not _IDENTIFIER.fullmatch(found["building"]):
+    # Split and not matched: a pattern with repeated groups would try every way to share a hostile line among them.
+    parts = line.split() if len(line) <= LONGEST_LINE else []
+    if len(parts) not in (2, 3) or (len(parts) == 3 and not _TIME.fullmatch(parts[2])):
+        raise _LineFault("", _FORM)
+    measurement, _, tags = parts[0].partition(",")
+    building_id, kw = _value_of(tags, "building_id"), _value_of(parts[1], "aggregate_kw")
+    if measurement != "sensor_reading" or building_id is None or kw is None:
+        raise _LineFault("", _FORM)
+    if not _IDENTIFIER.fullmatch(building_id):
         raise _LineFault("building_id", "must be 1 to 64 of A-Z a-z 0-9 _ -")
-    if not _NUMBER.fullmatch(found["kw"]):
+    if not _NUMBER.fullmatch(kw):
         raise _LineFault("aggregate_kw", "must be a float without a suffix")
-    aggregate_kw = float(found["kw"])
+    aggregate_kw = float(kw)
     if not 0.0 <= aggregate_kw <= MAX_MAINS_KW:
         raise _LineFault("aggregate_kw", _out_of_range(negative=aggregate_kw < 0))
-    if found["time"] is None:
-        return found["building"], to_ns(now), aggregate_kw
-    time_ns = int(found["time"]) * unit_ns
+    if len(parts) == 2:
+        return building_id, to_ns(now), aggregate_kw
+    time_ns = int(parts[2]) * unit_ns
     try:
         check_instant(from_ns(time_ns))
     except (OverflowError, ValueError) as error:
         detail = str(error) if isinstance(error, ValueError) else "is not a date and time that exists"
         raise _LineFault("ts", f"{detail}; is its unit the one of `precision`?") from None
-    return found["building"], time_ns, aggregate_kw
+    return building_id, time_ns, aggregate_kw
+
+
+def _value_of(pairs: str, name: str) -> str | None:
+    """The one value of `name` in `k=v,k=v`; None when it is missing, there twice, or something is no pair."""
+    found: list[str] = []
+    for pair in pairs.split(","):
+        key, equals, value = pair.partition("=")
+        if not key or not equals or not value:
+            return None
+        if key == name:
+            found.append(value)
+    return found[0] if len(found) == 1 else None
 
 
 def _list_of(size: int) -> ReadingList:

@@ -115,37 +115,42 @@ class StoreClient:
         return task
 
 
-async def call(start: Callable[[], Any], deadline_s: float) -> Any:
-    """One call that may be made twice; made again when its replica was lost and there is time. Raises Problem."""
+async def call(start: Callable[[], Any], deadline_s: float, unavailable: Problems = Problems.STORE_UNAVAILABLE) -> Any:
+    """One call that may be made twice; made again when its replica was lost and there is time.
+
+    Raises Problem, of the kind `unavailable` when there was no answer.
+    """
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.time())):
                 return await start()
         except TimeoutError:
-            raise Problem(Problems.STORE_UNAVAILABLE, "The store did not answer in time.") from None
+            raise Problem(unavailable, "The store did not answer in time.") from None
         except BackPressureError:
             raise Problem(Problems.OVERLOADED, "Too much is waiting for the store.") from None
+        except RayTaskError:
+            # The replica lives and its code failed (it logged why): it would fail again.
+            _logger.warning("a store call failed")
+            raise Problem(unavailable, "The store failed on this request.") from None
         except (RayError, RayServeException) as error:
             fields = {"error": type(error).__name__, "attempt": attempt}
             _logger.warning("a store call was lost", extra={"fields": fields})
-            # A replica that lives and whose code failed would fail again.
-            if isinstance(error, RayTaskError) or attempt == MAX_ATTEMPTS:
-                break
-        await asyncio.sleep(random.uniform(0.0, LONGEST_PAUSE_S))  # noqa: S311 - jitter, not a secret
-    raise Problem(Problems.STORE_UNAVAILABLE, "The store's replica was lost; try again.")
+        if attempt < MAX_ATTEMPTS:
+            await asyncio.sleep(random.uniform(0.0, LONGEST_PAUSE_S))  # noqa: S311 - jitter, not a secret
+    raise Problem(unavailable, "The store's replica was lost; try again.")
 
 
 def _not_persisted(outcome: NotPersisted) -> Problem:
     match outcome.failure:
         case PersistFailure.REJECTED:
-            return Problem(Problems.RECORD_REJECTED, "The store refused this prediction.")
+            return Problem(Problems.RECORD_REJECTED, "The store refused what was to be stored.")
         case PersistFailure.QUEUE_FULL:
-            detail = "Too many predictions are waiting to be stored."
+            detail = "Too much is waiting to be stored."
             return Problem(Problems.OVERLOADED, detail, retry_after_s=outcome.retry_after_s)
         case PersistFailure.CLAIM_LOST:
             return _in_flight()
         case PersistFailure.UNAVAILABLE | PersistFailure.DEADLINE:
-            detail = "The prediction was computed but could not be stored, so it is not acknowledged."
+            detail = "It could not be stored, so it is not acknowledged."
             return Problem(Problems.STORE_UNAVAILABLE, detail, retry_after_s=outcome.retry_after_s)
 
 

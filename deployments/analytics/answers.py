@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
@@ -32,7 +31,7 @@ class Reader(Protocol):
         """See `HistoryReader`."""
         ...
 
-    def latest(self, building_id: str | None) -> list[Latest]:
+    def latest(self, building_ids: tuple[str, ...] | None) -> list[Latest]:
         """See `HistoryReader`."""
         ...
 
@@ -82,9 +81,7 @@ def _energy(reader: Reader, query: HistoryQuery, building_id: str) -> list[Docum
 def _cycles(reader: Reader, query: HistoryQuery, building_id: str) -> Document:
     assert query.appliance_ids is not None  # noqa: S101 - the route asks for one
     [appliance_id] = query.appliance_ids
-    # Not further than now: minutes to come are no pause that ends a cycle.
-    stop_ns = min(query.stop_ns + CYCLE_MARGIN_NS, max(time.time_ns(), query.stop_ns))
-    span = Span.covering(query.start_ns - CYCLE_MARGIN_NS, stop_ns, MINUTE_NS)
+    span = Span.covering(query.start_ns - CYCLE_MARGIN_NS, query.stop_ns + CYCLE_MARGIN_NS, MINUTE_NS)
     power = _said(reader, query, building_id, span).get(appliance_id)
     rows = [] if power is None else cycle_rows(span, power, find_appliance(appliance_id))
     first, last = instant(query.start_ns), instant(query.stop_ns)
@@ -95,22 +92,24 @@ def _cycles(reader: Reader, query: HistoryQuery, building_id: str) -> Document:
 
 
 def _buildings(reader: Reader, query: HistoryQuery) -> list[Document]:
-    if query.building_ids is None:
-        found = reader.latest(None)
-    else:
-        found = [one for building_id in query.building_ids for one in reader.latest(building_id)]
-    return [
-        {
-            "building_id": one.building_id,
-            "last_reading": None if one.reading_ns is None else instant(one.reading_ns),
-            "last_prediction": instant(max(one.predictions.values())) if one.predictions else None,
-        }
-        for one in found
-    ]
+    wanted = dict(zip(query.building_ids or (), query.appliances_of, strict=True))
+    rows: list[Document] = []
+    for one in reader.latest(query.building_ids):
+        seen = wanted.get(one.building_id)
+        # When an appliance ran that the caller may not see is not the caller's either.
+        last = [time_ns for name, time_ns in one.predictions.items() if seen is None or name in seen]
+        rows.append(
+            {
+                "building_id": one.building_id,
+                "last_reading": None if one.reading_ns is None else instant(one.reading_ns),
+                "last_prediction": instant(max(last)) if last else None,
+            }
+        )
+    return rows
 
 
 def _appliances(reader: Reader, query: HistoryQuery, building_id: str) -> list[Document]:
-    found = reader.latest(building_id)
+    found = reader.latest((building_id,))
     last = found[0].predictions if found else {}
     wanted = query.appliance_ids
     return [

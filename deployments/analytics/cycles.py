@@ -20,8 +20,8 @@ def cycle_rows(span: Span, power: Dense, appliance: Appliance) -> list[Document]
     """The cycles of one appliance from its minutes, `span.step_ns` of one minute, in the order of time.
 
     On from `on_threshold_w`; pauses up to `min_off_s` belong to a cycle, and what is shorter than `min_on_s` is none.
-    A minute without a prediction is off. `provisional`: the cycle had not ended for `min_off_s` when the last
-    prediction was made, so that it may still grow.
+    A minute without a prediction is off. `provisional`: the cycle had not ended for longer than `min_off_s` when
+    the last prediction was made, so that it may still grow.
     """
     power_w = np.nan_to_num(power.kw) * W_PER_KW
     state = merge_and_drop(
@@ -29,7 +29,7 @@ def cycle_rows(span: Span, power: Dense, appliance: Appliance) -> list[Document]
     )
     known = np.flatnonzero(power.minutes > 0)
     last_known = int(known[-1]) if len(known) else -1
-    pause = max(int(appliance.min_off_s * SECOND_NS // span.step_ns), 1)
+    pause = int(appliance.min_off_s * SECOND_NS // span.step_ns)
     rows: list[Document] = []
     for first, end in runs(state).tolist():
         inside_kw = np.nan_to_num(power.kw[first:end])
@@ -40,7 +40,7 @@ def cycle_rows(span: Span, power: Dense, appliance: Appliance) -> list[Document]
                 "duration_s": (end - first) * span.step_ns // SECOND_NS,
                 "energy_kwh": round(float(inside_kw.sum()) * span.step_ns / (60 * MINUTE_NS), 6),
                 "peak_kw": round(float(inside_kw.max()), 6),
-                "provisional": last_known < end - 1 + pause,
+                "provisional": last_known < end + pause,
             }
         )
     return rows

@@ -36,12 +36,15 @@ class Day:
 
 def local_days(start_ns: int, stop_ns: int, zone: ZoneInfo) -> list[Day]:
     """The days that hold any of [start, stop), whole."""
-    midnight = datetime.fromtimestamp(start_ns / 1e9, zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    moment = datetime.fromtimestamp(start_ns // 10**9, zone)
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     days: list[Day] = []
     while _ns(midnight) < stop_ns:
         # Wall-clock arithmetic: the next midnight of the same zone, however many hours away.
         following = (midnight + timedelta(days=1)).replace(fold=0)
-        days.append(Day(midnight.date().isoformat(), _ns(midnight), _ns(following)))
+        # A date that a place skipped when it changed sides of the date line is no day.
+        if _ns(following) > _ns(midnight):
+            days.append(Day(midnight.date().isoformat(), _ns(midnight), _ns(following)))
         midnight = following
     return days
 
@@ -56,8 +59,8 @@ def energy_rows(
 ) -> list[Document]:
     """One row a day. Energies are of what was measured only, with the share of the day that was: `coverage`.
 
-    `unattributed`: mains less appliances, where both are known. `always_on`: the `ALWAYS_ON_QUANTILE` of the day's
-    quarters, all day long.
+    `unattributed`: the mains' energy less the appliances', quarter by quarter, where the mains were measured.
+    `always_on`: the `ALWAYS_ON_QUANTILE` of the day's quarters, all day long.
     """
     starts = span.starts_ns()
     rows: list[Document] = []
@@ -65,9 +68,11 @@ def energy_rows(
         inside = (starts >= day.start_ns) & (starts < day.stop_ns)
         minutes = (day.stop_ns - day.start_ns) / MINUTE_NS
         measured = inside & (mains.minutes > 0)
-        claimed = sum((np.nan_to_num(one.kw[measured]) for one in appliances.values()), np.zeros(measured.sum()))
-        rest = np.maximum(mains.kw[measured] - claimed, 0.0) * mains.minutes[measured]
-        rest_kwh = float(rest.sum()) / MINUTES_PER_HOUR if measured.any() else None
+        energies = mains.kw[measured] * mains.minutes[measured]
+        for one in appliances.values():
+            energies = energies - np.nan_to_num(one.kw[measured]) * one.minutes[measured]
+        # A quarter in which models claim more than there was leaves nothing, and no debt for the others.
+        rest_kwh = float(np.maximum(energies, 0.0).sum()) / MINUTES_PER_HOUR if measured.any() else None
         level = float(np.quantile(mains.kw[measured], ALWAYS_ON_QUANTILE)) if measured.any() else None
         covered = float(mains.minutes[inside].sum())
         rows.append(

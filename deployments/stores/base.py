@@ -57,8 +57,8 @@ class PredictionStore(Protocol):
         """
         ...
 
-    def ping(self) -> None:
-        """Raise StoreUnavailable unless a write could be accepted now."""
+    def ping(self, *, readings: bool = False) -> None:
+        """Raise StoreUnavailable unless a write, of predictions or of `readings`, could be accepted now."""
         ...
 
     def close(self) -> None:
@@ -80,11 +80,8 @@ class HistoryReader(Protocol):
         """One series for each appliance, version and attribution, in that order; of one appliance or of all."""
         ...
 
-    def latest(self, building_id: str | None) -> list[Latest]:
-        """When this building was last heard of, or each of the first `MAX_BUILDINGS` there are; in their order.
-
-        A building without any row is left out.
-        """
+    def latest(self, building_ids: tuple[str, ...] | None) -> list[Latest]:
+        """When these buildings, or all, were last heard of; sorted, the first `MAX_BUILDINGS` that have any row."""
         ...
 
     def revision(self, building_id: str) -> str | None:

@@ -157,7 +157,7 @@ class InfluxStore:
         body = b"\n".join(lines.body for lines in group)
         self._connection.write(body, group[0].bucket, max(0.001, min(self._connection.timeout_s, remaining_s)))
 
-    def ping(self) -> None:
+    def ping(self, *, readings: bool = False) -> None:
         """See `PredictionStore.ping`: an empty write.
 
         It passes the token, the bucket and the permission and stores nothing; InfluxDB answers it with 400
@@ -168,7 +168,8 @@ class InfluxStore:
         if left_s > 0:
             raise StoreUnavailable("InfluxDB asked to be left alone", max(1, round(left_s)))
         try:
-            self._connection.write(b"", self._bucket, min(1.0, self._connection.timeout_s))
+            bucket = self._bucket_raw if readings else self._bucket
+            self._connection.write(b"", bucket, min(1.0, self._connection.timeout_s))
         except Refused:
             return
 

@@ -35,7 +35,8 @@ class InfluxHistory:
         means, minutes = flux.mains(self._bucket_raw, building_id, span)
         mean_kw = _by_time(self._connection.query(means, self._bucket_raw))
         counts = _by_time(self._connection.query(minutes, self._bucket_raw))
-        return _buckets(mean_kw, counts)
+        both = sorted(mean_kw.keys() & counts.keys())
+        return BucketSeries.of([(ns, mean_kw[ns], int(counts[ns])) for ns in both])
 
     def predictions(self, building_id: str, span: Span, appliance_id: str | None = None) -> list[PredictionSeries]:
         """See `HistoryReader.predictions`."""
@@ -44,14 +45,25 @@ class InfluxHistory:
         count_of = _by_series(self._connection.query(minutes, self._bucket))
         series: list[PredictionSeries] = []
         for identity in sorted({identity for identity, _ in mean_of}):
-            mean_kw, confidence = mean_of[identity, "predicted_kw"], mean_of[identity, "confidence"]
-            buckets = _buckets(mean_kw, count_of.get((identity, "predicted_kw"), {}))
-            means_of_confidence = np.array([confidence[ns] for ns in buckets.time_ns.tolist()], dtype=np.float64)
-            series.append(PredictionSeries(*identity, buckets, means_of_confidence))
+            mean_kw, confidence, minutes_of = (
+                mean_of.get((identity, "predicted_kw"), {}),
+                mean_of.get((identity, "confidence"), {}),
+                count_of.get((identity, "predicted_kw"), {}),
+            )
+            # A point that arrived between two reads is in one and not in the other; it is there the next time.
+            common = sorted(mean_kw.keys() & confidence.keys() & minutes_of.keys())
+            if common:
+                buckets = BucketSeries.of([(ns, mean_kw[ns], int(minutes_of[ns])) for ns in common])
+                certain = np.array([confidence[ns] for ns in common], dtype=np.float64)
+                series.append(PredictionSeries(*identity, buckets, certain))
         return series
 
-    def latest(self, building_id: str | None) -> list[Latest]:
-        """See `HistoryReader.latest`; looks `LATEST_WITHIN_NS` back."""
+    def latest(self, building_ids: tuple[str, ...] | None) -> list[Latest]:
+        """See `HistoryReader.latest`; looks `LATEST_WITHIN_NS` back.
+
+        One building is asked for by name; of several, two queries over all cost less than two for each.
+        """
+        building_id = building_ids[0] if building_ids is not None and len(building_ids) == 1 else None
         stop_ns = time.time_ns() + DAY_NS
         queries = flux.latest(self._bucket_raw, self._bucket, building_id, stop_ns - LATEST_WITHIN_NS, stop_ns)
         readings = {
@@ -63,7 +75,8 @@ class InfluxHistory:
             of_building = predictions.setdefault(str(record["building_id"]), {})
             appliance_id = str(record["appliance_id"])
             of_building[appliance_id] = max(_time_ns(record), of_building.get(appliance_id, 0))
-        found = sorted(readings.keys() | predictions.keys())[:MAX_BUILDINGS]
+        known = readings.keys() | predictions.keys()
+        found = sorted(known if building_ids is None else known & set(building_ids))[:MAX_BUILDINGS]
         return [Latest(one, readings.get(one), dict(sorted(predictions.get(one, {}).items()))) for one in found]
 
     def revision(self, building_id: str) -> str | None:
@@ -92,9 +105,3 @@ def _by_series(records: Iterable[Record]) -> dict[tuple[tuple[str, str, str], st
         values = found.setdefault((identity, str(record["_field"])), {})
         values[_time_ns(record)] = cast(float, record["_value"])
     return found
-
-
-def _buckets(mean_kw: Mapping[int, float], minutes: Mapping[int, float]) -> BucketSeries:
-    # A point that arrived between the two queries has a mean or a count, not both; it is there the next time.
-    both = sorted(mean_kw.keys() & minutes.keys())
-    return BucketSeries.of([(time_ns, mean_kw[time_ns], int(minutes[time_ns])) for time_ns in both])

@@ -35,7 +35,7 @@ def reply_line(completion: Completion, now_s: int) -> bytes:
     claim = completion.claim
     fields = (
         f"fingerprint={string_field(claim.fingerprint)},key={string_field(claim.key)}"
-        f",reply={string_field(completion.body.decode())},stored_at_s={now_s}i"
+        f",reply={string_field(completion.body.decode())},reply_key={string_field(claim.key)},stored_at_s={now_s}i"
     )
     return f"{_series(claim.key)} {fields} {_instant_ns(claim.key, now_s)}".encode()
 
@@ -66,7 +66,8 @@ def key_state(key: str, records: Iterable[Mapping[str, object]], now_s: int) -> 
             continue
         if isinstance(fields.get("received_ns"), int) and received_ns is None:
             received_ns = int(str(fields["received_ns"]))
-        if "reply" in fields and "fingerprint" in fields:
+        # Fields of two keys that met here are merged: the reply says itself whose it is.
+        if "reply" in fields and fields.get("reply_key") == key:
             reply = StoredReply(str(fields["fingerprint"]), str(fields["reply"]).encode())
     return KeyState(reply, received_ns)
 

@@ -191,15 +191,17 @@ class SqliteStore:
     def _forget_old_keys(self) -> None:
         now = time.monotonic()
         if now - self._last_forget_s >= FORGET_EVERY_S:
-            self._last_forget_s = now
-            self._connection.execute(_FORGET, (int(time.time()) - KEY_KEPT_S, FORGET_AT_ONCE))
+            forgotten = self._connection.execute(_FORGET, (int(time.time()) - KEY_KEPT_S, FORGET_AT_ONCE)).rowcount
+            # As many as allowed: there are more, for the next commit.
+            if forgotten < FORGET_AT_ONCE:
+                self._last_forget_s = now
 
     def recall(self, request: KeyedRequest) -> StoredReply | int | None:
         """See `PredictionStore.recall`. A key without a reply stored nothing: reply and points are one transaction."""
         rows = read_rows(self._path, _RECALL, (request.key, int(time.time()) - KEY_KEPT_S))
         return StoredReply(*rows[0]) if rows else request.received_ns
 
-    def ping(self) -> None:
+    def ping(self, *, readings: bool = False) -> None:
         """See `PredictionStore.ping`: takes the write lock and gives it back, and looks at the free space."""
         if not self._lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
             raise StoreUnavailable(f"{self._path}: a write has been running for more than {BUSY_TIMEOUT_MS} ms")

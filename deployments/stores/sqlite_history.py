@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,14 @@ class SqliteHistory:
     def _appliances(self, building_id: str) -> list[str]:
         return [str(row[0]) for row in read_rows(self._path, _APPLIANCES, {"building_id": building_id})]
 
-    def latest(self, building_id: str | None) -> list[Latest]:
+    def latest(self, building_ids: tuple[str, ...] | None) -> list[Latest]:
         """See `HistoryReader.latest`."""
-        if building_id is None:
+        if building_ids is None:
             wanted = [str(row[0]) for row in read_rows(self._path, _BUILDINGS, (MAX_BUILDINGS,))]
         else:
-            wanted = [building_id]
-        found = [self._latest_of(one) for one in wanted]
-        return [one for one in found if one.reading_ns is not None or one.predictions]
+            wanted = sorted(building_ids)
+        found = (self._latest_of(one) for one in wanted)
+        return list(islice((one for one in found if one.reading_ns is not None or one.predictions), MAX_BUILDINGS))
 
     def _latest_of(self, building_id: str) -> Latest:
         reading_ns = read_rows(self._path, _LAST_READING, (building_id,))[0][0]

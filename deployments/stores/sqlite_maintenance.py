@@ -151,7 +151,7 @@ def rows_of(
 ) -> Iterator[Sequence[tuple[Any, ...]]]:
     """Rows of `TABLES[what]` in the order of their key, in chunks; each is a snapshot of its own.
 
-    So a long export never holds the writer's log back. Raises StoreUnavailable.
+    So the writer's log is held back for a chunk at most. Raises StoreUnavailable.
     """
     table, key_size = _SOURCES[what]
     columns = TABLES[what]
@@ -159,11 +159,12 @@ def rows_of(
     last: tuple[Any, ...] | None = None
     while True:
         after = "" if last is None else f"({key}) > ({', '.join('?' * key_size)}) AND "
+        of_building = "" if building_id is None else "building_id = ? AND "
         query = (
-            f"SELECT {', '.join(columns)} FROM {table} WHERE {after}time_ns >= ? AND time_ns < ? "  # noqa: S608
-            f"AND (? IS NULL OR building_id = ?) ORDER BY {key} LIMIT {CHUNK_ROWS}"
+            f"SELECT {', '.join(columns)} FROM {table} WHERE {of_building}{after}time_ns >= ? AND time_ns < ? "  # noqa: S608
+            f"ORDER BY {key} LIMIT {CHUNK_ROWS}"
         )
-        values = (*(last or ()), start_ns, stop_ns, building_id, building_id)
+        values = (*(() if building_id is None else (building_id,)), *(last or ()), start_ns, stop_ns)
         chunk = read_rows(path, query, values, max_s=LONGEST_CHECK_S)
         if not chunk:
             return

@@ -88,7 +88,7 @@ FROM (SELECT building_id, appliance_id, model_version, attribution,
                ((time_ns % 900000000000) + 900000000000) % 900000000000 / 60000000000)
 GROUP BY building_id, quarter, appliance_id, model_version, attribution
 """,
-    "INSERT INTO building_revision SELECT DISTINCT building_id, 1 FROM prediction",
+    "INSERT INTO building_revision SELECT building_id, random() FROM prediction GROUP BY building_id",
 )
 
 _IDEMPOTENT_REPLY = """

@@ -90,16 +90,17 @@ async def energy(
     """Energy and cost by local day: mains, each appliance, what none explains, what is always on."""
     start_ns, stop_ns = time_range(start, end, energy_of.LONGEST_NS, "For energy")
     try:
-        ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+        days = energy_of.local_days(start_ns, stop_ns, ZoneInfo(timezone))
+    except (ZoneInfoNotFoundError, ValueError, OverflowError, OSError):
         detail = "is no time zone of the IANA database, such as Europe/London"
         raise Problem(Problems.VALIDATION, f"`timezone` {detail}.", [FieldError("timezone", detail)]) from None
     return await who.answer(
         HistoryQuery(
             History.ENERGY,
             (building_id,),
-            start_ns,
-            stop_ns,
+            # Whole days, so that the same question has the same tag all day long.
+            days[0].start_ns,
+            days[-1].stop_ns,
             appliance_ids=await who.appliances(building_id),
             timezone=timezone,
             price_per_kwh=price_per_kwh,
@@ -127,7 +128,10 @@ async def cycles(
 @router.get("/buildings", response_model=BuildingsDocument)
 async def buildings(who: Who) -> Response:
     """Your buildings that something is stored of, and when each was last heard of."""
-    return await who.answer(HistoryQuery(History.BUILDINGS, await who.buildings()))
+    granted = await who.buildings()
+    if granted is None:
+        return await who.answer(HistoryQuery(History.BUILDINGS, None))
+    return await who.answer(HistoryQuery(History.BUILDINGS, tuple(granted), appliances_of=tuple(granted.values())))
 
 
 @router.get("/appliances", response_model=AppliancesDocument)

@@ -110,7 +110,7 @@ def test_what_reaches_the_server_is_our_text_and_one_literal_a_value(influx_back
     for text in HOSTILE:
         history.mains(text, span)
         history.predictions(text, span, text)
-        history.latest(text)
+        history.latest((text,))
         key = (text.encode().hex() + "0" * 64)[:64]
         store.recall(KeyedRequest(key, "f", None, time.time() + 5))
     sent = [one for one in influx_backend.server.requests() if "document" in one]

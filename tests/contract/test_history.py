@@ -155,13 +155,14 @@ def test_when_a_building_was_last_heard_of(
     ]
     store.write([RecordSet(tuple(points), time.time() + 5)])
     home = Latest("home", now_ns, {"dish washer": now_ns - DAY_NS, "kettle": now_ns - 5000})
-    assert history.latest("home") == [home]
+    assert history.latest(("home",)) == [home]
+    assert [one.building_id for one in history.latest(("home", "nobody", "cabin"))] == ["cabin", "home"]
     assert history.latest(None) == [
         Latest("barn", None, {"kettle": now_ns - 3000}),
         Latest("cabin", now_ns - DAY_NS, {}),
         home,
     ]
-    assert history.latest("nobody") == []
+    assert history.latest(("nobody",)) == []
 
 
 def test_nothing_stored_is_nothing_found(store: PredictionStore, history: HistoryReader) -> None:

@@ -166,6 +166,9 @@ def test_influxdb_two_keys_at_one_place_are_told_apart(influx_backend: Any, make
     asked = replace(request(), key=other)
     assert store.recall(asked) is None
     claim = Claim(other, digest("body"), "token", None)
+    # The other one's first attempt meets the reply of the first: fields are merged, and it is not given that reply.
+    assert store.recall(replace(asked, received_ns=RECEIVED_NS)) == RECEIVED_NS
+    assert not isinstance(store.recall(asked), StoredReply)
     store.write([replace(make_set(), completion=Completion(claim, b"other"))])
     assert store.recall(asked) == StoredReply(digest("body"), b"other")
     assert store.recall(request()) is None

@@ -20,7 +20,7 @@ from deployments.contracts import (
     StoredReply,
 )
 from deployments.group_commit import GroupCommit
-from deployments.idempotency import KeyClaims
+from deployments.idempotency import KeyClaims, Start
 from deployments.stores.base import WriteOutcome
 from serve_app.store_client import StoreClient
 
@@ -49,7 +49,7 @@ class SlowDisk:
             self.stored += record_sets
         return [None] * len(record_sets)
 
-    def ping(self) -> None: ...
+    def ping(self, *, readings: bool = False) -> None: ...
     def close(self) -> None: ...
 
 
@@ -140,7 +140,7 @@ async def test_a_claim_that_is_not_atomic_runs_a_request_more_than_once(build: s
         if isinstance(result, Claim):
             runs += 1
             await asyncio.sleep(0.01)
-            assert claims.start(result)
+            assert claims.start(result) is Start.GRANTED
             replies["key"] = StoredReply("body", b"{}")
             claims.settle(Completion(result, b"{}"), Persisted(1, 1.0))
 

@@ -49,6 +49,24 @@ def test_every_quarter_of_a_year_is_in_one_day() -> None:
         assert all(day.start_ns % (15 * MINUTE_NS) == 0 for day in days)
 
 
+def test_a_skipped_date_is_no_day_and_an_ambiguous_midnight_begins_the_first_time() -> None:
+    apia = local_days(ns("2011-12-29T00:00"), ns("2011-12-31T12:00"), ZoneInfo("Pacific/Apia"))
+    assert "2011-12-30" not in [day.date for day in apia]
+    assert all(day.stop_ns > day.start_ns for day in apia)
+    azores = local_days(ns("2025-10-26T01:30"), ns("2025-10-26T02:00"), ZoneInfo("Atlantic/Azores"))
+    assert [(day.date, (day.stop_ns - day.start_ns) / HOUR_NS) for day in azores] == [("2025-10-26", 25)]
+
+
+def test_an_appliance_predicted_now_and_then_takes_only_what_was_predicted() -> None:
+    days = local_days(ns("2026-01-31T00:00"), ns("2026-01-31T01:00"), ZoneInfo("UTC"))
+    mains, kettle = np.full(96, np.nan), np.full(96, np.nan)
+    mains[0], kettle[0] = 0.4, 3.0
+    [row] = energy_rows(days, span_of(days), dense(mains), {"kettle": dense(kettle, minutes=1)}, None)
+    assert row["mains"]["energy_kwh"] == 0.1
+    assert row["appliances"]["kettle"]["energy_kwh"] == 0.05
+    assert row["unattributed"]["energy_kwh"] == 0.05
+
+
 def test_energy_of_a_day_by_hand() -> None:
     days = local_days(ns("2026-01-31T00:00"), ns("2026-01-31T01:00"), ZoneInfo("UTC"))
     span = span_of(days)
@@ -126,7 +144,7 @@ def test_a_programme_with_a_pause_is_one_cycle_and_a_flicker_is_none() -> None:
     assert not row["provisional"]
 
 
-@pytest.mark.parametrize(("tail", "provisional"), [(0, True), (10, True), (29, True), (30, False), (31, False)])
+@pytest.mark.parametrize(("tail", "provisional"), [(0, True), (10, True), (30, True), (31, False), (40, False)])
 def test_a_cycle_is_provisional_until_its_pause_is_too_long_to_be_one(tail: int, provisional: bool) -> None:
     span, power = minutes(*[0.0] * 5, *[2.0] * 40, *[0.0] * tail, *[np.nan] * 50)
     [row] = cycle_rows(span, power, appliance("dishwasher"))

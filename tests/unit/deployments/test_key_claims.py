@@ -20,7 +20,7 @@ from deployments.contracts import (
     PersistFailure,
     StoredReply,
 )
-from deployments.idempotency import KeyClaims
+from deployments.idempotency import KeyClaims, Start
 from deployments.stores.base import StoreUnavailable
 
 DURABLE = Persisted(commit_size=1, persist_ms=1.0)
@@ -62,7 +62,7 @@ async def waiting(task: asyncio.Task[Any]) -> bool:
 
 
 async def complete(claims: KeyClaims, shelf: Shelf, claim: Claim, body: bytes = b"{}") -> None:
-    assert claims.start(claim)
+    assert claims.start(claim) is Start.GRANTED
     shelf.replies[claim.key] = StoredReply(claim.fingerprint, body)
     claims.settle(Completion(claim, body), DURABLE)
 
@@ -126,7 +126,7 @@ async def test_a_failure_frees_the_key_for_one_who_waits(claims: KeyClaims) -> N
     done, pending = await asyncio.wait(others, timeout=0.05)
     assert len(done) == 1
     assert len(pending) == 2
-    assert not claims.start(claim)
+    assert claims.start(claim) is Start.LOST
     for task in pending:
         task.cancel()
 
@@ -134,14 +134,14 @@ async def test_a_failure_frees_the_key_for_one_who_waits(claims: KeyClaims) -> N
 @pytest.mark.parametrize("result", [FAILED, NotPersisted(PersistFailure.DEADLINE, "")])
 async def test_a_write_that_failed_frees_the_key(claims: KeyClaims, result: NotPersisted) -> None:
     claim = await granted(claims)
-    assert claims.start(claim)
+    assert claims.start(claim) is Start.GRANTED
     claims.settle(Completion(claim, b""), result)
     assert (await granted(claims)).token != claim.token
 
 
 async def test_a_write_under_way_is_not_released(claims: KeyClaims, shelf: Shelf) -> None:
     claim = await granted(claims)
-    assert claims.start(claim)
+    assert claims.start(claim) is Start.GRANTED
     claims.release(claim)
     other = asyncio.create_task(claims.claim(request()))
     assert await waiting(other)
@@ -160,15 +160,15 @@ async def test_a_lease_ends_and_its_late_holder_can_write_nothing(claims: KeyCla
     vanished = await granted(claims, request(wait_s=0.05))
     heir = await granted(claims)
     assert heir.token != vanished.token
-    assert not claims.start(vanished)
+    assert claims.start(vanished) is Start.LOST
     claims.release(vanished)
     claims.settle(Completion(vanished, b""), DURABLE)
-    assert claims.start(heir)
+    assert claims.start(heir) is Start.GRANTED
 
 
 async def test_a_write_under_way_outlasts_its_lease(claims: KeyClaims) -> None:
     claim = await granted(claims, request(wait_s=0.03))
-    assert claims.start(claim)
+    assert claims.start(claim) is Start.GRANTED
     await asyncio.sleep(0.05)
     refused = await claims.claim(request(wait_s=0.05))
     assert isinstance(refused, ClaimRefused)
@@ -177,17 +177,49 @@ async def test_a_write_under_way_outlasts_its_lease(claims: KeyClaims) -> None:
 
 async def test_a_claim_of_a_process_that_is_gone_may_still_write(claims: KeyClaims) -> None:
     claim = Claim("k", "f", "granted-before-the-restart", 7)
-    assert claims.start(claim)
-    assert not claims.start(claim)
+    assert claims.start(claim) is Start.ADOPTED
+    assert claims.start(claim) is Start.RUNNING
     other = asyncio.create_task(claims.claim(request()))
     assert await waiting(other)
     claims.settle(Completion(claim, b"kept"), DURABLE)
     assert await other == StoredReply("f", b"kept")
 
 
+async def test_a_claim_asked_for_again_is_the_same_claim(claims: KeyClaims, shelf: Shelf) -> None:
+    """Its answer was lost on the way, while this process lives."""
+    shelf.gate.clear()
+    asked = request()
+    first = asyncio.create_task(claims.claim(asked))
+    again = asyncio.create_task(claims.claim(asked))
+    assert await waiting(again)
+    shelf.gate.set()
+    claim = await first
+    assert isinstance(claim, Claim)
+    assert await again == claim == await claims.claim(asked)
+    assert shelf.asked == 1
+    assert claims.start(claim) is Start.GRANTED
+
+
+async def test_a_write_sent_again_waits_for_the_first(claims: KeyClaims, shelf: Shelf) -> None:
+    claim = await granted(claims)
+    assert claims.start(claim) is Start.GRANTED
+    assert claims.start(claim) is Start.RUNNING
+    outcome = asyncio.create_task(claims.outcome(claim))
+    assert await waiting(outcome)
+    claims.settle(Completion(claim, b"once"), DURABLE)
+    assert await outcome == StoredReply("f", b"once")
+    assert await claims.outcome(claim) is None
+
+
+async def test_without_time_a_free_key_is_not_said_to_be_running(claims: KeyClaims) -> None:
+    refused = await claims.claim(request(wait_s=-1))
+    assert isinstance(refused, ClaimRefused)
+    assert refused.reason is ClaimRefusal.UNAVAILABLE
+
+
 async def test_an_earlier_reply_of_the_store_goes_to_everyone(claims: KeyClaims) -> None:
     claim = await granted(claims)
-    assert claims.start(claim)
+    assert claims.start(claim) is Start.GRANTED
     other = asyncio.create_task(claims.claim(request()))
     assert await waiting(other)
     earlier = StoredReply("f", b"earlier")
@@ -248,7 +280,7 @@ async def test_under_any_order_of_events_a_key_completes_once(seed: int) -> None
                 claims.release(result)
             elif fate < 0.5:
                 pass  # vanished
-            elif claims.start(result):
+            elif claims.start(result) in (Start.GRANTED, Start.ADOPTED):
                 late = time.time() >= asked.deadline_s  # group commit sends nothing after the deadline
                 await asyncio.sleep(chance.choice((0, 0.03)))
                 if late or chance.random() < 0.5:

@@ -43,7 +43,7 @@ from deployments.contracts import (
     StoreStatus,
 )
 from deployments.coordinator import Coordinator
-from deployments.idempotency import KeyClaims
+from deployments.idempotency import KeyClaims, Start
 from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
 from serve_app.access.cache_control import CacheControl, CacheListener
@@ -212,7 +212,7 @@ class FakeStore:
         completion = record_set.completion
         if completion is None:
             return await self._write(record_set)
-        if not self.claims.start(completion.claim):
+        if self.claims.start(completion.claim) is Start.LOST:
             return NotPersisted(PersistFailure.CLAIM_LOST, "")
         result: PersistResult = NotPersisted(PersistFailure.UNAVAILABLE, "")
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.contracts import HistoryFailed, PredictionPoint, Readings, RecordSet
+from deployments.contracts import History, HistoryFailed, HistoryQuery, PredictionPoint, Readings, RecordSet
 from deployments.history import HistoryReplica
 from deployments.stores import PredictionStore, StoreConfig, open_store
 
@@ -372,6 +372,12 @@ async def test_ones_buildings_and_their_appliances(past: Any, shelf: Shelf) -> N
         "building_id": "home",
         "appliances": [{"appliance_id": "kettle", "last_prediction": "2026-01-31T00:01:00Z"}],
     }
+    past.grants.buildings["user-1"] = {"home": {"fridge"}, "neighbour": set()}
+    past.services.grants.invalidate(None)
+    unseen = (await past.client.get("/analytics/buildings")).json()["buildings"]
+    assert [(one["building_id"], one["last_prediction"]) for one in unseen] == [("home", None), ("neighbour", None)]
+    past.grants.buildings["user-1"] = {"home": {"kettle"}}
+    past.services.grants.invalidate(None)
     for building in ("neighbour", "nobody"):
         refused = await past.client.get("/analytics/appliances", params={"building_id": building})
         assert refused.status_code == 403
@@ -379,6 +385,42 @@ async def test_ones_buildings_and_their_appliances(past: Any, shelf: Shelf) -> N
     past.services.grants.invalidate(None)
     everything = (await past.client.get("/analytics/buildings")).json()["buildings"]
     assert [one["building_id"] for one in everything] == ["home", "neighbour"]
+
+
+@pytest.mark.parametrize("what", ["readings", "predictions", "energy", "cycles"])
+async def test_a_poll_up_to_now_has_the_same_tag_as_long_as_nothing_is_stored(
+    past: Any, shelf: Shelf, what: str
+) -> None:
+    shelf.predict(1.0)
+    asked = {"start": "-7d", "end": "now()", "appliance_id": "kettle"}
+    tag = (await get(past, what, **asked)).headers["etag"]
+    # A quarter of an hour, or a minute, may end between the two: then they are two questions.
+    answers = [await get(past, what, headers={"If-None-Match": tag}, **asked) for _ in range(2)]
+    assert 304 in [answer.status_code for answer in answers] or answers[0].headers["etag"] != tag
+
+
+async def test_a_query_nobody_waits_for_any_more_is_not_run(past: Any, shelf: Shelf) -> None:
+    late = await shelf.replica.ask(
+        HistoryQuery(History.READINGS, ("home",), 0, 900 * 10**9, deadline_s=time.time() - 1)
+    )
+    assert isinstance(late, HistoryFailed)
+
+
+async def test_a_restored_backup_has_other_tags_than_what_was_lost(past: Any, shelf: Shelf) -> None:
+    """Its revision must not climb back to one that a client knows for other rows."""
+    import sqlite3
+
+    shelf.mains(1.0)
+    path = shelf.replica._reader._path  # type: ignore[attr-defined]
+    with sqlite3.connect(path) as connection:
+        backup = connection.execute("SELECT * FROM building_revision").fetchall()
+    shelf.mains(2.0)
+    lost = (await get(past)).headers["etag"]
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM building_revision")
+        connection.executemany("INSERT INTO building_revision VALUES (?, ?)", backup)
+    shelf.mains(3.0)
+    assert (await get(past, headers={"If-None-Match": lost})).status_code == 200
 
 
 @pytest.mark.parametrize("what", ["energy", "cycles", "buildings", "appliances"])

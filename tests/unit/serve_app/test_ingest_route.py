@@ -189,6 +189,11 @@ async def test_a_line_without_a_time_is_of_now(service: Any) -> None:
         ("sensor_reading,building_id=home aggregate_kw=1 {t} 5", ""),
         ("sensor_reading,building_id=home aggregate_kw=1 soon", ""),
         ("sensor_reading,building_id=a\\ b aggregate_kw=1 {t}", ""),
+        ("sensor_reading,building_id=a,building_id=home aggregate_kw=1 {t}", ""),
+        ("sensor_reading,building_id=home aggregate_kw=1,aggregate_kw=2 {t}", ""),
+        ("sensor_reading,building_id=home aggregate_kw=1,x {t}", ""),
+        ("sensor_reading,building_id=home,x= aggregate_kw=1 {t}", ""),
+        ("sensor_reading,building_id=home aggregate_kw=1," + "x=1," * 400 + "y=1 {t}", ""),
         ("sensor_reading,building_id=größe aggregate_kw=1 {t}", "building_id"),
         ("sensor_reading,building_id=home aggregate_kw=1i {t}", "aggregate_kw"),
         ("sensor_reading,building_id=home aggregate_kw=NaN {t}", "aggregate_kw"),
@@ -208,6 +213,18 @@ async def test_a_faulty_line_is_named_and_the_other_is_stored(service: Any, line
     assert reply.status_code == 200, reply.text
     assert [(error["index"], error["field"]) for error in reply.json()["errors"]] == [(0, place)]
     assert stored(service) == [("home", TS_NS + 5, 1.0)]
+
+
+@pytest.mark.timeout(20)
+def test_a_megabyte_of_hostile_lines_is_read_in_one_pass() -> None:
+    """A pattern that tries every way to share a line among its groups would need minutes."""
+    for line in (
+        "sensor_reading,building_id=a " + "aggregate_kw=1," * 60_000 + "!",
+        "sensor_reading" + ",building_id=a" * 60_000 + " " + "aggregate_kw=1," * 10_000,
+        "sensor_reading,building_id=a " + "=" * 900_000,
+        " ".join("=" for _ in range(500_000)),
+    ):
+        assert len(from_line_protocol(line.encode(), "ns", datetime.now(UTC)).faults) == 1
 
 
 async def test_other_types_and_encodings_are_refused(service: Any) -> None:

@@ -51,7 +51,7 @@ class HeldStore:
         self.commits.append(list(record_sets))
         return self.outcomes if self.outcomes is not None else [None] * len(record_sets)
 
-    def ping(self) -> None:
+    def ping(self, *, readings: bool = False) -> None:
         self.pings += 1
         self.ping_gate.wait(10)
         if self.ping_failure is not None:
@@ -330,4 +330,29 @@ async def test_closing_finishes_what_was_taken_and_takes_no_more(store: HeldStor
         await closing
         assert isinstance(await first, Persisted)
         assert isinstance(await second, Persisted)
-        assert store.closed
+        assert not store.closed  # its owner closes it; others may still write
+
+
+async def test_a_commit_takes_so_many_rows_and_leaves_the_rest_for_the_next(
+    store: HeldStore, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.group_commit.COMMIT_RECORDS", 5)
+    async with _commits(store) as commits:
+        sets = [make_set(points=size) for size in (3, 2, 1, 9, 1, 4)]
+        await asyncio.gather(*(commits.persist(record_set) for record_set in sets))
+    assert [[len(one.points) for one in commit] for commit in store.commits] == [[3, 2], [1], [9], [1, 4]]
+
+
+async def test_so_many_rows_may_wait(store: HeldStore, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.group_commit.WAITING_RECORDS", 10)
+    async with _commits(store) as commits:
+        store.gate.clear()
+        running = asyncio.create_task(commits.persist(make_set()))
+        await _begun(store)
+        waiting = asyncio.create_task(commits.persist(make_set(points=10)))
+        await asyncio.sleep(0)
+        assert _failure(await commits.persist(make_set())) is PersistFailure.QUEUE_FULL
+        store.gate.set()
+        assert isinstance(await running, Persisted)
+        assert isinstance(await waiting, Persisted)
+        assert isinstance(await commits.persist(make_set()), Persisted)
