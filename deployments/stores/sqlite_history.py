@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,35 @@ SELECT time_ns / :step_ns * :step_ns AS bucket, sum(sum_kw) / sum(minutes), sum(
 WHERE building_id = :building_id AND time_ns >= :start_ns AND time_ns < :stop_ns
 GROUP BY bucket ORDER BY bucket
 """
-_PREDICTIONS = """
-SELECT appliance_id, model_version, attribution, time_ns / :step_ns * :step_ns AS bucket,
-       avg(predicted_kw), 1, avg(confidence)
-FROM prediction
-WHERE building_id = :building_id AND appliance_id = :appliance_id AND time_ns >= :start_ns AND time_ns < :stop_ns
-GROUP BY appliance_id, model_version, attribution, bucket
-ORDER BY appliance_id, model_version, attribution, bucket
-"""
-_PREDICTIONS_OF_QUARTERS = """
-SELECT appliance_id, model_version, attribution, time_ns / :step_ns * :step_ns AS bucket,
-       sum(sum_kw) / sum(minutes), sum(minutes), sum(sum_confidence) / sum(minutes)
-FROM prediction_quarter
+_SERIES_OF_QUARTERS = """
+SELECT DISTINCT appliance_id, model_version, attribution FROM prediction_quarter
 WHERE building_id = :building_id AND (:appliance_id IS NULL OR appliance_id = :appliance_id)
-  AND time_ns >= :start_ns AND time_ns < :stop_ns
-GROUP BY appliance_id, model_version, attribution, bucket
-ORDER BY appliance_id, model_version, attribution, bucket
+ORDER BY appliance_id, model_version, attribution
 """
+_SERIES = """
+SELECT DISTINCT appliance_id, model_version, attribution FROM prediction
+WHERE building_id = :building_id AND appliance_id = :appliance_id AND time_ns >= :start_ns AND time_ns < :stop_ns
+ORDER BY appliance_id, model_version, attribution
+"""
+_OF_SERIES = """
+WHERE building_id = :building_id AND appliance_id = :appliance_id AND model_version = :model_version
+  AND attribution = :attribution AND time_ns >= :start_ns AND time_ns < :stop_ns
+"""
+_PREDICTIONS = f"""
+SELECT time_ns / :step_ns * :step_ns AS bucket, avg(predicted_kw), 1, avg(confidence)
+FROM prediction {_OF_SERIES} GROUP BY bucket ORDER BY bucket
+"""  # noqa: S608 - a constant of ours
+_QUARTERS = f"""
+SELECT time_ns, sum_kw / minutes, minutes, sum_confidence / minutes
+FROM prediction_quarter {_OF_SERIES} ORDER BY time_ns
+"""  # noqa: S608 - a constant of ours
+_QUARTERS_PUT_TOGETHER = f"""
+SELECT time_ns / :step_ns * :step_ns AS bucket, sum(sum_kw) / sum(minutes), sum(minutes),
+       sum(sum_confidence) / sum(minutes)
+FROM prediction_quarter {_OF_SERIES} GROUP BY bucket ORDER BY bucket
+"""  # noqa: S608 - a constant of ours
+_ROW = np.dtype([("time_ns", np.int64), ("kw", np.float64), ("minutes", np.int32), ("confidence", np.float64)])
+
 # Leaps from one appliance to the next in the primary key; DISTINCT would walk through all rows of the building.
 _APPLIANCES = """
 WITH RECURSIVE one (id) AS (
@@ -71,15 +82,26 @@ class SqliteHistory:
 
     def predictions(self, building_id: str, span: Span, appliance_id: str | None = None) -> list[PredictionSeries]:
         """See `HistoryReader.predictions`."""
-        parameters = _parameters(building_id, span)
+        parameters = _parameters(building_id, span) | {"appliance_id": appliance_id}
         if span.step_ns >= QUARTER_NS:
-            rows = read_rows(self._path, _PREDICTIONS_OF_QUARTERS, {**parameters, "appliance_id": appliance_id})
-            return list(_series(rows))
-        wanted = [appliance_id] if appliance_id is not None else self._appliances(building_id)
-        rows = [
-            row for one in wanted for row in read_rows(self._path, _PREDICTIONS, {**parameters, "appliance_id": one})
-        ]
-        return list(_series(rows))
+            names = read_rows(self._path, _SERIES_OF_QUARTERS, parameters)
+            query = _QUARTERS if span.step_ns == QUARTER_NS else _QUARTERS_PUT_TOGETHER
+        else:
+            wanted = [appliance_id] if appliance_id is not None else self._appliances(building_id)
+            names = [
+                row for one in wanted for row in read_rows(self._path, _SERIES, parameters | {"appliance_id": one})
+            ]
+            query = _PREDICTIONS
+        found = (self._series(query, parameters, *identity) for identity in names)
+        return [one for one in found if len(one.buckets)]
+
+    def _series(
+        self, query: str, parameters: dict[str, Any], appliance_id: str, model_version: str, attribution: str
+    ) -> PredictionSeries:
+        identity = {"appliance_id": appliance_id, "model_version": model_version, "attribution": attribution}
+        rows = np.array(read_rows(self._path, query, parameters | identity), dtype=_ROW)
+        buckets = BucketSeries(rows["time_ns"], rows["kw"], rows["minutes"])
+        return PredictionSeries(appliance_id, model_version, attribution, buckets, rows["confidence"])
 
     def _appliances(self, building_id: str) -> list[str]:
         return [str(row[0]) for row in read_rows(self._path, _APPLIANCES, {"building_id": building_id})]
@@ -117,11 +139,3 @@ def _parameters(building_id: str, span: Span) -> dict[str, Any]:
         "stop_ns": span.stop_ns,
         "step_ns": span.step_ns,
     }
-
-
-def _series(rows: list[tuple[Any, ...]]) -> Iterator[PredictionSeries]:
-    for (appliance_id, model_version, attribution), group in groupby(rows, key=lambda row: row[:3]):
-        members = list(group)
-        buckets = BucketSeries.of([row[3:6] for row in members])
-        confidence = np.array([row[6] for row in members], dtype=np.float64)
-        yield PredictionSeries(appliance_id, model_version, attribution, buckets, confidence)

@@ -23,7 +23,7 @@ ON CONFLICT DO UPDATE SET minutes = excluded.minutes, sum_kw = excluded.sum_kw
 """  # noqa: S608 - two constants of ours
 _PREDICTIONS = f"""
 INSERT INTO prediction_quarter
-SELECT :building_id, :quarter_ns, :appliance_id, :model_version, :attribution, count(*), sum(kw), sum(confidence)
+SELECT :building_id, :appliance_id, :model_version, :attribution, :quarter_ns, count(*), sum(kw), sum(confidence)
 FROM (SELECT avg(predicted_kw) AS kw, avg(confidence) AS confidence FROM prediction
       WHERE building_id = :building_id AND appliance_id = :appliance_id
         AND time_ns >= :quarter_ns AND time_ns < :quarter_ns + {QUARTER_NS}

@@ -57,14 +57,15 @@ CREATE TABLE reading_quarter (
     """
 CREATE TABLE prediction_quarter (
   building_id    TEXT    NOT NULL,
-  time_ns        INTEGER NOT NULL,
   appliance_id   TEXT    NOT NULL,
   model_version  TEXT    NOT NULL,
   attribution    TEXT    NOT NULL,
+  time_ns        INTEGER NOT NULL,
   minutes        INTEGER NOT NULL,
   sum_kw         REAL    NOT NULL,
   sum_confidence REAL    NOT NULL,
-  PRIMARY KEY (building_id, time_ns, appliance_id, model_version, attribution)
+  -- Time last: a year of one series is read in one go.
+  PRIMARY KEY (building_id, appliance_id, model_version, attribution, time_ns)
 ) STRICT, WITHOUT ROWID
 """,
     """
@@ -79,14 +80,14 @@ CREATE TABLE building_revision (
 _FILL_ROLLUPS = (
     """
 INSERT INTO prediction_quarter
-SELECT building_id, quarter, appliance_id, model_version, attribution, count(*), sum(kw), sum(confidence)
+SELECT building_id, appliance_id, model_version, attribution, quarter, count(*), sum(kw), sum(confidence)
 FROM (SELECT building_id, appliance_id, model_version, attribution,
              time_ns - ((time_ns % 900000000000) + 900000000000) % 900000000000 AS quarter,
              avg(predicted_kw) AS kw, avg(confidence) AS confidence
       FROM prediction
       GROUP BY building_id, appliance_id, model_version, attribution, quarter,
                ((time_ns % 900000000000) + 900000000000) % 900000000000 / 60000000000)
-GROUP BY building_id, quarter, appliance_id, model_version, attribution
+GROUP BY building_id, appliance_id, model_version, attribution, quarter
 """,
     "INSERT INTO building_revision SELECT building_id, random() FROM prediction GROUP BY building_id",
 )
