@@ -17,7 +17,7 @@ from deployments.stores import HistoryReader, PredictionStore, open_history, ope
 
 MIDNIGHT = 1_769_904_000 * 10**9
 STEPS = [SECOND_NS, MINUTE_NS, QUARTER_NS, HOUR_NS]
-SEEDS = {"sqlite": 60, "influxdb": 10}
+SEEDS = {"sqlite": 40, "influxdb": 6}
 """Fewer where a small interpreter of ours runs the queries."""
 
 Samples = dict[int, float]

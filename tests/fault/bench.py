@@ -22,7 +22,7 @@ from tests.integration.service import ROOT, Service, running_service, service_co
 
 FULL = "NILM_LEDGER_SECONDS" in os.environ
 """Every fault on every store, rather than the ones that differ between them."""
-SECONDS = float(os.environ.get("NILM_LEDGER_SECONDS", "6"))
+SECONDS = float(os.environ.get("NILM_LEDGER_SECONDS", "5"))
 """Of load under each fault: a minute or more for figures, some seconds for a test."""
 PER_SECOND = float(os.environ.get("NILM_LEDGER_PER_SECOND", "10"))
 

@@ -130,7 +130,7 @@ async def test_clients_that_hang_up_in_the_middle_of_a_batch(bench: Bench) -> No
     print(f"{len(left)} of {len(leavers.writes)} left, and {len(stored)} predictions are stored in all")
 
 
-@in_full_both
+@both
 async def test_clients_that_hang_up_and_come_back_with_their_key(bench: Bench) -> None:
     traffic = bench.traffic("9-leave-and-return")
     chance = random.Random(10)  # noqa: S311
@@ -159,7 +159,7 @@ async def test_fifty_at_once_with_one_key(bench: Bench) -> None:
 
 
 @in_full_both
-@pytest.mark.parametrize("deployment", ["persistence", "ingress"])
+@pytest.mark.parametrize("deployment", ["persistence", "ingress"] if FULL else ["persistence"])
 async def test_a_replica_that_stands_still_for_ten_seconds(bench: Bench, deployment: str) -> None:
     name = f"16-{deployment}-stopped"
     traffic = bench.traffic(name)
