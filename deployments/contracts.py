@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -155,6 +156,18 @@ class Readings:
     building: npt.NDArray[np.int32]
     time_ns: npt.NDArray[np.int64]
     aggregate_kw: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, int, float]]) -> Readings:
+        """From (building_id, time_ns, aggregate_kw), in their order."""
+        listed = list(rows)
+        places = {building_id: n for n, building_id in enumerate(dict.fromkeys(row[0] for row in listed))}
+        return cls(
+            building_ids=tuple(places),
+            building=np.array([places[building_id] for building_id, _, _ in listed], dtype=np.int32),
+            time_ns=np.array([time_ns for _, time_ns, _ in listed], dtype=np.int64),
+            aggregate_kw=np.array([kw for _, _, kw in listed], dtype=np.float64),
+        )
 
     def __len__(self) -> int:
         return len(self.time_ns)

@@ -20,9 +20,8 @@ from deployments.contracts import Claim, Completion, KeyedRequest, RecordSet, St
 from serve_app.instants import to_ns
 from serve_app.middleware import RequestContext
 from serve_app.problems import FieldError, Problem, Problems
-from serve_app.store_client import KEY_POINTER, StoreClient, other_request
+from serve_app.store_client import KEY_HEADER, StoreClient, other_request
 
-HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotency-Replayed"
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
@@ -37,14 +36,14 @@ class Reply:
 
 def idempotency_key(headers: Headers) -> str | None:
     """The key a request carries, quoted (a structured-field string) or bare. Raises Problem when it is not one."""
-    values = headers.getlist(HEADER)
+    values = headers.getlist(KEY_HEADER)
     if not values:
         return None
     text = values[0].strip()
     bare = text[1:-1] if len(text) >= 2 and text[0] == text[-1] == '"' else text
     if len(values) > 1 or not _VISIBLE.fullmatch(bare):
         detail = "Idempotency-Key must be given once, as 1 to 255 visible ASCII characters."
-        raise Problem(Problems.VALIDATION, detail, [FieldError(KEY_POINTER, "1 to 255 visible ASCII characters")])
+        raise Problem(Problems.VALIDATION, detail, [FieldError(KEY_HEADER, "1 to 255 visible ASCII characters")])
     return bare
 
 

@@ -41,15 +41,10 @@ class Asker:
     async def appliances(self, building_id: str, appliance_id: str | None = None) -> tuple[str, ...] | None:
         """The appliances of a building to tell of, None being all. Raises Problem when the caller may not see it."""
         grants = await self.grants()
-        if not grants.may_use(building_id):
-            detail = "Your account does not grant this building."
-            raise Problem(Problems.FORBIDDEN_BUILDING, detail, [FieldError("building_id", "not granted")])
-        granted = grants.granted_appliances(building_id)
+        grants.check_building(building_id, "building_id")
         if appliance_id is None:
-            return None if granted is None else tuple(sorted(granted))
-        if granted is not None and appliance_id not in granted:
-            detail = "This building has no such appliance, or it is not yours to see."
-            raise Problem(Problems.FORBIDDEN_APPLIANCE, detail, [FieldError("appliance_id", "not granted")])
+            return _sorted(grants.granted_appliances(building_id))
+        grants.check_appliance(building_id, appliance_id, "appliance_id")
         return (appliance_id,)
 
     async def buildings(self) -> dict[str, tuple[str, ...] | None] | None:
@@ -57,8 +52,7 @@ class Asker:
         grants = await self.grants()
         if grants.may_use(ALL):
             return None
-        granted = {building_id: grants.granted_appliances(building_id) for building_id in sorted(grants.buildings)}
-        return {one: None if seen is None else tuple(sorted(seen)) for one, seen in granted.items()}
+        return {one: _sorted(grants.granted_appliances(one)) for one in sorted(grants.buildings)}
 
     async def answer(self, query: HistoryQuery) -> Response:
         """The document, or 304 when the caller has it. Raises Problem."""
@@ -77,6 +71,10 @@ def asker(
 ) -> Asker:
     """FastAPI dependency."""
     return Asker(request, principal, services, context)
+
+
+def _sorted(granted: frozenset[str] | None) -> tuple[str, ...] | None:
+    return None if granted is None else tuple(sorted(granted))
 
 
 async def _response(request: Request, answer: HistoryAnswer) -> Response:

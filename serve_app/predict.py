@@ -68,9 +68,7 @@ class Predictor:
         if handle is None:
             detail = f"Served are: {', '.join(self.appliances)}."
             raise Problem(Problems.UNKNOWN_APPLIANCE, detail, [FieldError("/appliance_id", "unknown appliance")])
-        if not grants.appliances_of(body.building_id, (body.appliance_id,)):
-            detail = "This building has no such appliance, or it is not yours to see."
-            raise Problem(Problems.FORBIDDEN_APPLIANCE, detail, [FieldError("/appliance_id", "not granted")])
+        grants.check_appliance(body.building_id, body.appliance_id, "/appliance_id")
 
         async def run(call: _Call) -> Reply:
             return await self._infer(body, handle, call)
@@ -188,9 +186,7 @@ class Predictor:
     async def _building_grants(self, principal: Principal, building_id: str, context: RequestContext) -> Grants:
         with context.timed("auth"):
             grants = await self.grants.grants(principal, context.remaining_s())
-        if not grants.may_use(building_id):
-            detail = "Your account does not grant this building."
-            raise Problem(Problems.FORBIDDEN_BUILDING, detail, [FieldError("/building_id", "not granted")])
+        grants.check_building(building_id, "/building_id")
         return grants
 
     async def _fan_out(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from deployments.contracts import Readings
@@ -71,13 +70,7 @@ class ReadingList:
 
     def arrays(self) -> Readings:
         """What can be stored."""
-        buildings = {building_id: n for n, building_id in enumerate(dict.fromkeys(b for b, _ in self._rows))}
-        return Readings(
-            building_ids=tuple(buildings),
-            building=np.array([buildings[building_id] for building_id, _ in self._rows], dtype=np.int32),
-            time_ns=np.array([time_ns for _, time_ns in self._rows], dtype=np.int64),
-            aggregate_kw=np.array([kw for _, kw in self._rows.values()], dtype=np.float64),
-        )
+        return Readings.of((building_id, time_ns, kw) for (building_id, time_ns), (_, kw) in self._rows.items())
 
 
 def from_json(raw: bytes) -> ReadingList:
@@ -198,6 +191,6 @@ def as_problem(faults: Iterable[ReadingFault], received: int) -> Problem:
     listed = list(faults)
     errors = [
         FieldError(f"/readings/{fault.index}" + (f"/{fault.place}" if fault.place else ""), fault.detail)
-        for fault in listed[:MAX_READINGS]
+        for fault in listed
     ]
     return Problem(Problems.VALIDATION, f"{len(listed)} of {received} readings cannot be stored; none was.", errors)

@@ -39,7 +39,7 @@ MAX_ATTEMPTS = 3
 """A record set and a claim overwrite themselves, so a call lost with its replica is made again. Its successor starts
 within seconds, and the next call waits for it."""
 LONGEST_PAUSE_S = 0.5
-KEY_POINTER = "Idempotency-Key"
+KEY_HEADER = "Idempotency-Key"
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ def _claim_refused(refused: ClaimRefused) -> Problem:
 def other_request() -> Problem:
     """The key was used for another body."""
     detail = "This Idempotency-Key was used with another body; take a new key for a new request."
-    return Problem(Problems.IDEMPOTENCY_KEY_REUSED, detail, [FieldError(KEY_POINTER, "used with another body")])
+    return Problem(Problems.IDEMPOTENCY_KEY_REUSED, detail, [FieldError(KEY_HEADER, "used with another body")])
 
 
 def _in_flight() -> Problem:

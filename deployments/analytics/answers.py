@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from deployments.analytics.cycles import cycle_rows
 from deployments.analytics.dense import Dense, dense, spoken_for
 from deployments.analytics.documents import instant, predictions_rows, readings_rows
 from deployments.analytics.energy import energy_rows, local_days, span_of
-from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import HOUR_NS, MINUTE_NS, Resolution, Span
 from deployments.contracts import History, HistoryQuery
+from deployments.stores.base import HistoryReader
 from models.appliances import appliance as find_appliance
 
 CYCLE_MARGIN_NS = 6 * HOUR_NS
@@ -20,23 +20,7 @@ CYCLE_MARGIN_NS = 6 * HOUR_NS
 Document = dict[str, Any]
 
 
-class Reader(Protocol):
-    """What is needed of a `HistoryReader`."""
-
-    def mains(self, building_id: str, span: Span) -> BucketSeries:
-        """See `HistoryReader`."""
-        ...
-
-    def predictions(self, building_id: str, span: Span, appliance_id: str | None = None) -> list[PredictionSeries]:
-        """See `HistoryReader`."""
-        ...
-
-    def latest(self, building_ids: tuple[str, ...] | None) -> list[Latest]:
-        """See `HistoryReader`."""
-        ...
-
-
-def document(reader: Reader, query: HistoryQuery) -> Document:
+def document(reader: HistoryReader, query: HistoryQuery) -> Document:
     """The answer as plain values. Raises what the reader raises."""
     if query.what is History.BUILDINGS:
         return {"buildings": _buildings(reader, query)}
@@ -52,7 +36,7 @@ def document(reader: Reader, query: HistoryQuery) -> Document:
     return {**head, "resolution": query.resolution, "rows": _rows(reader, query, building_id)}
 
 
-def _rows(reader: Reader, query: HistoryQuery, building_id: str) -> list[Document]:
+def _rows(reader: HistoryReader, query: HistoryQuery, building_id: str) -> list[Document]:
     resolution = Resolution(query.resolution)
     span = Span(query.start_ns, query.stop_ns, resolution.step_ns)
     read = span.read_with(resolution.read_step_ns)
@@ -65,20 +49,20 @@ def _rows(reader: Reader, query: HistoryQuery, building_id: str) -> list[Documen
     return readings_rows(span, dense(reader.mains(building_id, read), read).coarser(factor), said)
 
 
-def _said(reader: Reader, query: HistoryQuery, building_id: str, span: Span) -> dict[str, Dense]:
+def _said(reader: HistoryReader, query: HistoryQuery, building_id: str, span: Span) -> dict[str, Dense]:
     wanted = query.appliance_ids
     series = reader.predictions(building_id, span, wanted[0] if wanted is not None and len(wanted) == 1 else None)
     return spoken_for((one for one in series if wanted is None or one.appliance_id in wanted), span)
 
 
-def _energy(reader: Reader, query: HistoryQuery, building_id: str) -> list[Document]:
+def _energy(reader: HistoryReader, query: HistoryQuery, building_id: str) -> list[Document]:
     days = local_days(query.start_ns, query.stop_ns, ZoneInfo(query.timezone))
     span = span_of(days)
     mains = dense(reader.mains(building_id, span), span)
     return energy_rows(days, span, mains, _said(reader, query, building_id, span), query.price_per_kwh)
 
 
-def _cycles(reader: Reader, query: HistoryQuery, building_id: str) -> Document:
+def _cycles(reader: HistoryReader, query: HistoryQuery, building_id: str) -> Document:
     assert query.appliance_ids is not None  # noqa: S101 - the route asks for one
     [appliance_id] = query.appliance_ids
     span = Span.covering(query.start_ns - CYCLE_MARGIN_NS, query.stop_ns + CYCLE_MARGIN_NS, MINUTE_NS)
@@ -91,7 +75,7 @@ def _cycles(reader: Reader, query: HistoryQuery, building_id: str) -> Document:
     }
 
 
-def _buildings(reader: Reader, query: HistoryQuery) -> list[Document]:
+def _buildings(reader: HistoryReader, query: HistoryQuery) -> list[Document]:
     wanted = dict(zip(query.building_ids or (), query.appliances_of, strict=True))
     rows: list[Document] = []
     for one in reader.latest(query.building_ids):
@@ -108,7 +92,7 @@ def _buildings(reader: Reader, query: HistoryQuery) -> list[Document]:
     return rows
 
 
-def _appliances(reader: Reader, query: HistoryQuery, building_id: str) -> list[Document]:
+def _appliances(reader: HistoryReader, query: HistoryQuery, building_id: str) -> list[Document]:
     found = reader.latest((building_id,))
     last = found[0].predictions if found else {}
     wanted = query.appliance_ids

@@ -9,7 +9,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
-import numpy.typing as npt
 
 from deployments.analytics.dense import Dense
 from deployments.analytics.documents import instant
@@ -22,7 +21,6 @@ LONGEST_NS = 400 * DAY_NS
 """The longest range."""
 
 Document = dict[str, Any]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,40 +60,43 @@ def energy_rows(
     `unattributed`: the mains' energy less the appliances', quarter by quarter, where the mains were measured.
     `always_on`: the `ALWAYS_ON_QUANTILE` of the day's quarters, all day long.
     """
-    starts = span.starts_ns()
     rows: list[Document] = []
     for day in days:
-        inside = (starts >= day.start_ns) & (starts < day.stop_ns)
+        first, end = ((time_ns - span.start_ns) // span.step_ns for time_ns in (day.start_ns, day.stop_ns))
         minutes = (day.stop_ns - day.start_ns) / MINUTE_NS
-        measured = inside & (mains.minutes > 0)
-        energies = mains.kw[measured] * mains.minutes[measured]
-        for one in appliances.values():
-            energies = energies - np.nan_to_num(one.kw[measured]) * one.minutes[measured]
-        # A quarter in which models claim more than there was leaves nothing, and no debt for the others.
-        rest_kwh = float(np.maximum(energies, 0.0).sum()) / MINUTES_PER_HOUR if measured.any() else None
-        level = float(np.quantile(mains.kw[measured], ALWAYS_ON_QUANTILE)) if measured.any() else None
-        covered = float(mains.minutes[inside].sum())
+        kw, measured = mains.kw[first:end], mains.minutes[first:end]
+        parts = {name: Dense(one.kw[first:end], one.minutes[first:end]) for name, one in appliances.items()}
+        rest_kwh, level, level_kwh = None, None, None
+        if measured.any():
+            energies = np.nan_to_num(kw) * measured
+            for one in parts.values():
+                energies = energies - np.nan_to_num(one.kw) * one.minutes
+            # A quarter in which models claim more than there was leaves nothing, and no debt for the others.
+            rest_kwh = float(np.maximum(energies[measured > 0], 0.0).sum()) / MINUTES_PER_HOUR
+            level = float(np.quantile(kw[measured > 0], ALWAYS_ON_QUANTILE))
+            level_kwh = level * float(measured.sum()) / MINUTES_PER_HOUR
         rows.append(
             {
                 "date": day.date,
                 "start": instant(day.start_ns),
                 "end": instant(day.stop_ns),
-                "mains": _share(mains, inside, minutes, price_per_kwh),
-                "appliances": {name: _share(one, inside, minutes, price_per_kwh) for name, one in appliances.items()},
+                "mains": _share(Dense(kw, measured), minutes, price_per_kwh),
+                "appliances": {name: _share(one, minutes, price_per_kwh) for name, one in parts.items()},
                 "unattributed": _energy(rest_kwh, price_per_kwh),
                 "always_on": {
                     "power_kw": None if level is None else round(level, 6),
-                    **_energy(None if level is None else level * covered / MINUTES_PER_HOUR, price_per_kwh),
+                    **_energy(level_kwh, price_per_kwh),
                 },
             }
         )
     return rows
 
 
-def _share(one: Dense, inside: BoolArray, minutes: float, price_per_kwh: float | None) -> Document:
-    known = inside & (one.minutes > 0)
-    energy_kwh = float((one.kw[known] * one.minutes[known]).sum()) / MINUTES_PER_HOUR if known.any() else None
-    return {**_energy(energy_kwh, price_per_kwh), "coverage": round(float(one.minutes[inside].sum()) / minutes, 4)}
+def _share(part: Dense, minutes: float, price_per_kwh: float | None) -> Document:
+    """Of one day, which has so many minutes."""
+    measured = float(part.minutes.sum())
+    energy_kwh = float((np.nan_to_num(part.kw) * part.minutes).sum()) / MINUTES_PER_HOUR if measured else None
+    return {**_energy(energy_kwh, price_per_kwh), "coverage": round(measured / minutes, 4)}
 
 
 def _energy(energy_kwh: float | None, price_per_kwh: float | None) -> Document:

@@ -78,14 +78,7 @@ def open_store(config: StoreConfig) -> PredictionStore:
         return SqliteStore(config.sqlite_path)
     from deployments.stores.influx import InfluxStore  # noqa: PLC0415 - its client takes half a second to import
 
-    return InfluxStore(
-        url=config.influx_url,
-        token=config.influx_token,
-        org=config.influx_org,
-        bucket_pred=config.influx_bucket_pred,
-        bucket_raw=config.influx_bucket_raw,
-        timeout_s=config.influx_timeout_s,
-    )
+    return InfluxStore(**_influx(config), timeout_s=config.influx_timeout_s)
 
 
 def open_history(config: StoreConfig) -> HistoryReader:
@@ -96,11 +89,14 @@ def open_history(config: StoreConfig) -> HistoryReader:
         return SqliteHistory(config.sqlite_path)
     from deployments.stores.influx_history import InfluxHistory  # noqa: PLC0415 - only the chosen store
 
-    return InfluxHistory(
-        url=config.influx_url,
-        token=config.influx_token,
-        org=config.influx_org,
-        bucket_pred=config.influx_bucket_pred,
-        bucket_raw=config.influx_bucket_raw,
-        timeout_s=config.influx_read_timeout_s,
-    )
+    return InfluxHistory(**_influx(config), timeout_s=config.influx_read_timeout_s)
+
+
+def _influx(config: StoreConfig) -> dict[str, str]:
+    return {
+        "url": config.influx_url,
+        "token": config.influx_token,
+        "org": config.influx_org,
+        "bucket_pred": config.influx_bucket_pred,
+        "bucket_raw": config.influx_bucket_raw,
+    }

@@ -15,7 +15,7 @@ from typing import Any
 
 from deployments.stores.base import StoreUnavailable
 from deployments.stores.sqlite import explained, read_rows
-from deployments.stores.sqlite_schema import SCHEMA_VERSION
+from deployments.stores.sqlite_schema import MINUTE_SQL, QUARTER_SQL, SCHEMA_VERSION
 
 CHUNK_ROWS = 20_000
 LONGEST_CHECK_S = 3600.0
@@ -24,14 +24,12 @@ _COUNTS = """
 SELECT (SELECT count(*) FROM sensor_reading), (SELECT count(*) FROM prediction),
        (SELECT count(*) FROM building_revision), (SELECT count(*) FROM idempotent_reply)
 """
-_QUARTER = "time_ns - ((time_ns % 900000000000) + 900000000000) % 900000000000"
-_MINUTE = "((time_ns % 900000000000) + 900000000000) % 900000000000 / 60000000000"
 _SUMS = {
     "readings": f"""
 WITH raw AS (
   SELECT building_id, quarter, count(*) AS minutes, sum(kw) AS kw
-  FROM (SELECT building_id, {_QUARTER} AS quarter, avg(aggregate_kw) AS kw
-        FROM sensor_reading GROUP BY building_id, quarter, {_MINUTE})
+  FROM (SELECT building_id, {QUARTER_SQL} AS quarter, avg(aggregate_kw) AS kw
+        FROM sensor_reading GROUP BY building_id, quarter, {MINUTE_SQL})
   GROUP BY building_id, quarter)
 SELECT (SELECT count(*) FROM raw), count(*),
        sum(raw.minutes IS NOT kept.minutes OR abs(raw.kw - kept.sum_kw) > 1e-6)
@@ -41,8 +39,8 @@ LEFT JOIN raw ON kept.building_id = raw.building_id AND kept.time_ns = raw.quart
     "predictions": f"""
 WITH raw AS (
   SELECT building_id, quarter, appliance_id, model_version, attribution, count(*) AS minutes, sum(kw) AS kw
-  FROM (SELECT building_id, appliance_id, model_version, attribution, {_QUARTER} AS quarter, avg(predicted_kw) AS kw
-        FROM prediction GROUP BY building_id, appliance_id, model_version, attribution, quarter, {_MINUTE})
+  FROM (SELECT building_id, appliance_id, model_version, attribution, {QUARTER_SQL} AS quarter, avg(predicted_kw) AS kw
+        FROM prediction GROUP BY building_id, appliance_id, model_version, attribution, quarter, {MINUTE_SQL})
   GROUP BY building_id, quarter, appliance_id, model_version, attribution)
 SELECT (SELECT count(*) FROM raw), count(*),
        sum(raw.minutes IS NOT kept.minutes OR abs(raw.kw - kept.sum_kw) > 1e-6)

@@ -9,6 +9,7 @@ import logging
 import sqlite3
 from pathlib import Path
 
+from deployments.analytics.spans import MINUTE_NS, QUARTER_NS
 from deployments.stores.base import StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -77,18 +78,25 @@ CREATE TABLE building_revision (
 )
 """Quarters of an hour: sums over the minutes that hold a sample, of the mean of each minute. See `sqlite_rollups`."""
 
+_INTO_QUARTER = f"((time_ns % {QUARTER_NS}) + {QUARTER_NS}) % {QUARTER_NS}"
+# SQLite's remainder has the sign of the dividend: twice, it is right before 1970 too.
+QUARTER_SQL = f"time_ns - {_INTO_QUARTER}"
+"""The start of the quarter of an hour a row is in."""
+MINUTE_SQL = f"{_INTO_QUARTER} / {MINUTE_NS}"
+"""The minute of that quarter."""
+
 _FILL_ROLLUPS = (
-    """
+    f"""
 INSERT INTO prediction_quarter
 SELECT building_id, appliance_id, model_version, attribution, quarter, count(*), sum(kw), sum(confidence)
 FROM (SELECT building_id, appliance_id, model_version, attribution,
-             time_ns - ((time_ns % 900000000000) + 900000000000) % 900000000000 AS quarter,
+             {QUARTER_SQL} AS quarter,
              avg(predicted_kw) AS kw, avg(confidence) AS confidence
       FROM prediction
       GROUP BY building_id, appliance_id, model_version, attribution, quarter,
-               ((time_ns % 900000000000) + 900000000000) % 900000000000 / 60000000000)
+               {MINUTE_SQL})
 GROUP BY building_id, appliance_id, model_version, attribution, quarter
-""",
+""",  # noqa: S608 - constants of ours
     "INSERT INTO building_revision SELECT building_id, random() FROM prediction GROUP BY building_id",
 )
 

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from serve_app.access.principal import Principal, Role
 from serve_app.logs import LOGGER_NAME
-from serve_app.problems import Problem, Problems
+from serve_app.problems import FieldError, Problem, Problems
 
 ALL = "*"
 """As a building's or appliance's id: every one. Not a requestable id, and only the development file may say it."""
@@ -69,6 +69,18 @@ class Grants:
         nothing: frozenset[str] = frozenset()
         granted = self.buildings.get(building_id, nothing) | self.buildings.get(ALL, nothing)
         return None if self.role is Role.SUPER_ADMIN or ALL in granted else granted
+
+    def check_building(self, building_id: str, pointer: str) -> None:
+        """Raises Problem when the caller may not use it; `pointer`: where the request named it."""
+        if not self.may_use(building_id):
+            detail = "Your account does not grant this building."
+            raise Problem(Problems.FORBIDDEN_BUILDING, detail, [FieldError(pointer, "not granted")])
+
+    def check_appliance(self, building_id: str, appliance_id: str, pointer: str) -> None:
+        """Raises Problem when the caller may not see it in this building."""
+        if not self.appliances_of(building_id, (appliance_id,)):
+            detail = "This building has no such appliance, or it is not yours to see."
+            raise Problem(Problems.FORBIDDEN_APPLIANCE, detail, [FieldError(pointer, "not granted")])
 
 
 class GrantSource(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -38,41 +39,38 @@ End = Annotated[str, Query(description="Like `start`; `now()` if left out")]
 Step = Annotated[Resolution, Query(description="Length of a bucket; its start is the row's `time`")]
 
 
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Query parameters of what is told in buckets of time."""
+
+    building_id: BuildingId
+    start: Start
+    end: End = "now()"
+    resolution: Step = Resolution.QUARTER
+    appliance_id: ApplianceId = None
+
+
 @router.get("/readings", response_model=ReadingsDocument)
 async def readings(
     who: Who,
-    building_id: BuildingId,
-    start: Start,
-    end: End = "now()",
-    resolution: Step = Resolution.QUARTER,
+    asked: Annotated[Buckets, Depends()],
     include_disaggregation: Annotated[bool, Query(description="With the power of each appliance")] = False,
-    appliance_id: ApplianceId = None,
 ) -> Response:
     """The building's mains, a row for each bucket; null where nothing was measured."""
-    what = History.DISAGGREGATION if include_disaggregation else History.READINGS
-    return await _buckets(who, what, building_id, start, end, resolution, appliance_id)
+    return await _in_buckets(who, History.DISAGGREGATION if include_disaggregation else History.READINGS, asked)
 
 
 @router.get("/predictions", response_model=PredictionsDocument)
-async def predictions(
-    who: Who,
-    building_id: BuildingId,
-    start: Start,
-    end: End = "now()",
-    resolution: Step = Resolution.QUARTER,
-    appliance_id: ApplianceId = None,
-) -> Response:
+async def predictions(who: Who, asked: Annotated[Buckets, Depends()]) -> Response:
     """What the models said of the building's appliances, a row for each appliance and bucket."""
-    return await _buckets(who, History.PREDICTIONS, building_id, start, end, resolution, appliance_id)
+    return await _in_buckets(who, History.PREDICTIONS, asked)
 
 
-async def _buckets(
-    who: Asker, what: History, building_id: str, start: str, end: str, resolution: Resolution, appliance_id: str | None
-) -> Response:
-    span = whole_buckets(start, end, resolution)
-    appliances = await who.appliances(building_id, appliance_id)
+async def _in_buckets(who: Asker, what: History, asked: Buckets) -> Response:
+    span = whole_buckets(asked.start, asked.end, asked.resolution)
+    appliances = await who.appliances(asked.building_id, asked.appliance_id)
     return await who.answer(
-        HistoryQuery(what, (building_id,), span.start_ns, span.stop_ns, resolution.value, appliances)
+        HistoryQuery(what, (asked.building_id,), span.start_ns, span.stop_ns, asked.resolution.value, appliances)
     )
 
 
@@ -117,12 +115,15 @@ async def cycles(
     end: End = "now()",
 ) -> Response:
     """When an appliance ran, with the energy and the peak of each run."""
-    start_ns, stop_ns = time_range(start, end, Resolution.MINUTE.longest_ns, "For cycles")
+    # Whole minutes, so that the same question has the same tag for a minute.
+    span = whole_buckets(start, end, Resolution.MINUTE)
     if appliance_id not in APPLIANCES:
         detail = f"Known are: {', '.join(sorted(APPLIANCES))}."
         raise Problem(Problems.UNKNOWN_APPLIANCE, detail, [FieldError("appliance_id", "unknown appliance")])
     appliances = await who.appliances(building_id, appliance_id)
-    return await who.answer(HistoryQuery(History.CYCLES, (building_id,), start_ns, stop_ns, appliance_ids=appliances))
+    return await who.answer(
+        HistoryQuery(History.CYCLES, (building_id,), span.start_ns, span.stop_ns, appliance_ids=appliances)
+    )
 
 
 @router.get("/buildings", response_model=BuildingsDocument)

@@ -19,10 +19,11 @@ from serve_app.schemas import (
     problem_responses,
 )
 from serve_app.services import Services, context_from, services_of
+from serve_app.store_client import KEY_HEADER
 
 PROBLEM_RESPONSES = problem_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 503)
 KEY_PARAMETER = {
-    "name": "Idempotency-Key",
+    "name": KEY_HEADER,
     "in": "header",
     "required": False,
     "description": "Sent again with the same key and body, the request is answered with its first reply, byte for "

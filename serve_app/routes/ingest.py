@@ -14,7 +14,7 @@ from serve_app.access.scopes import Requires, Scope
 from serve_app.bodies import json_body, media_type_of, read_body
 from serve_app.middleware import RequestContext
 from serve_app.problems import Problem, Problems
-from serve_app.readings import MAX_READINGS, ReadingList, as_problem, from_json, from_line_protocol
+from serve_app.readings import ReadingList, as_problem, from_json, from_line_protocol
 from serve_app.schemas import ReadingFaultDocument, ReadingsRequest, ReadingsResponse, problem_responses
 from serve_app.services import Services, context_from, services_of
 
@@ -62,8 +62,7 @@ async def ingest_readings(
         accepted=len(readings),
         refused=len(readings.faults),
         errors=[
-            ReadingFaultDocument(index=fault.index, field=fault.place, detail=fault.detail)
-            for fault in readings.faults[:MAX_READINGS]
+            ReadingFaultDocument(index=fault.index, field=fault.place, detail=fault.detail) for fault in readings.faults
         ],
     )
 

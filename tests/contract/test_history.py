@@ -72,9 +72,7 @@ def random_span(chance: np.random.Generator, times: npt.NDArray[np.int64], step_
 
 
 def write_readings(store: PredictionStore, building_id: str, samples: Samples) -> None:
-    times = np.array(list(samples), dtype=np.int64)
-    values = np.array(list(samples.values()), dtype=np.float64)
-    arrays = Readings((building_id,), np.zeros(len(times), np.int32), times, values)
+    arrays = Readings.of((building_id, time_ns, kw) for time_ns, kw in samples.items())
     assert store.write([RecordSet((), time.time() + 30, readings=arrays)]) == [None]
 
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from deployments.contracts import (
@@ -60,8 +59,7 @@ def completed(record_set: RecordSet, claim: Any, body: bytes) -> RecordSet:
 
 
 def readings(building_id: str = "home") -> RecordSet:
-    arrays = Readings((building_id,), np.zeros(1, np.int32), np.array([T0], np.int64), np.ones(1))
-    return RecordSet((), time.time() + 5, readings=arrays)
+    return RecordSet((), time.time() + 5, readings=Readings.of([(building_id, T0, 1.0)]))
 
 
 async def test_a_key_is_run_once_and_its_reply_is_recalled(backend: Any, open_replica: Any, make_set: MakeSet) -> None:

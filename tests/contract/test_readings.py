@@ -20,14 +20,7 @@ T0 = 1_769_882_400 * 10**9
 
 
 def readings(*rows: tuple[str, int, float], wait_s: float = 5.0) -> RecordSet:
-    names = tuple(dict.fromkeys(building for building, _, _ in rows))
-    arrays = Readings(
-        names,
-        np.array([names.index(building) for building, _, _ in rows], np.int32),
-        np.array([time_ns for _, time_ns, _ in rows], np.int64),
-        np.array([kw for _, _, kw in rows], np.float64),
-    )
-    return RecordSet((), time.time() + wait_s, readings=arrays)
+    return RecordSet((), time.time() + wait_s, readings=Readings.of(rows))
 
 
 def test_readings_read_back_as_they_were_written(backend: Any, store: PredictionStore) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,8 @@ import httpx
 
 from tests.fault.ledger import HEAD, Verdict, Write, check
 from tests.fault.traffic import Traffic
-from tests.integration.service import ROOT, Service, running_service, service_config, shape_of
+from tests.integration.service import Service, running_service, service_config, shape_of
+from tests.servers.influx_process import InfluxServer
 
 FULL = "NILM_LEDGER_SECONDS" in os.environ
 """Every fault on every store, rather than the ones that differ between them."""
@@ -28,45 +26,11 @@ PER_SECOND = float(os.environ.get("NILM_LEDGER_PER_SECOND", "10"))
 
 
 @dataclass
-class InfluxProcess:
-    """The InfluxDB test server, which keeps its port and its log over a restart."""
-
-    log: Path
-    port: int = 0
-    process: subprocess.Popen[str] | None = field(default=None, repr=False)
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "tests.servers.influx2", "--log", str(self.log), "--port", str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.port = json.loads(self.process.stdout.readline())["port"]
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
-            self.process = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def fault(self, **settings: Any) -> None:
-        httpx.post(f"{self.url}/__control", json=settings, trust_env=False).raise_for_status()
-
-    def rows(self) -> list[dict[str, Any]]:
-        rows = httpx.get(f"{self.url}/__rows", timeout=60, trust_env=False).json()
-        return [{**row["tags"], **row["fields"]} for row in rows if row["measurement"] == "prediction"]
-
-
-@dataclass
 class Bench:
     """A running service, its store, and the ledger of everything sent to it."""
 
     service: Service
-    influx: InfluxProcess | None
+    influx: InfluxServer | None
     window: list[float]
     verdicts: list[Verdict] = field(default_factory=list)
 
@@ -77,10 +41,13 @@ class Bench:
     def traffic(self, name: str) -> Traffic:
         return Traffic(self.service.url, self.service.token(), self.window, f"{name}-{self.store}")
 
+    def stored(self) -> list[dict[str, Any]]:
+        """Every prediction there is, read past the service."""
+        return self.service.rows() if self.influx is None else [asdict(point) for point in self.influx.points()]
+
     def judge(self, name: str, writes: list[Write]) -> Verdict:
         """Compare with what is stored, print the line, and insist on a clean ledger."""
-        stored = self.service.rows() if self.influx is None else self.influx.rows()
-        verdict = check(f"{name}-{self.store}", writes, stored)
+        verdict = check(f"{name}-{self.store}", writes, self.stored())
         self.verdicts.append(verdict)
         print(f"\n{HEAD}\n{verdict.row()}")
         statuses = Counter(status for write in writes for status in write.statuses)
@@ -107,7 +74,7 @@ class Bench:
         return None
 
 
-def influx_environment(influx: InfluxProcess) -> dict[str, str]:
+def influx_environment(influx: InfluxServer) -> dict[str, str]:
     return {
         "INFLUX_URL": influx.url,
         "INFLUX_TOKEN": "test-token",
@@ -136,7 +103,7 @@ def start_bench(folder: Path, store: str, ingress_env: dict[str, str] | None = N
     influx = None
     variables: dict[str, str] = {}
     if store == "influxdb":
-        influx = InfluxProcess(folder / "influx.log")
+        influx = InfluxServer(folder / "influx.log")
         influx.start()
         variables = influx_environment(influx)
     config = service_config(folder / "serve_config.yaml", ingresses=2, ingress_env=ingress_env, appliances=["kettle"])

