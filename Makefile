@@ -37,7 +37,7 @@ clean:  ## Remove the virtual environment and every cache; the data in .nilm sta
 # A stamp is older than pyproject.toml only when the dependencies may have changed: a second start installs nothing.
 $(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing nilm-serve into $(VENV); the first time takes a few minutes."
-	$(PIP) install $(TORCH) -e '.[tools]'
+	$(PIP) install $(TORCH) -e '.[tools,backfill]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python

@@ -371,6 +371,32 @@ class HistoryFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class MinutesQuery:
+    """What a backfill of [start, stop) needs: the mains around it, and which of its minutes have a prediction.
+
+    All times on whole minutes.
+    """
+
+    building_id: str
+    appliance_id: str
+    model_version: str
+    attribution: Attribution
+    start_ns: int
+    stop_ns: int
+    mains_start_ns: int
+    mains_stop_ns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredMinutes:
+    """Minutes by their start, int64: those with a mean of the mains, kW, float64; those with a prediction."""
+
+    mains_ns: npt.NDArray[np.int64]
+    mains_kw: npt.NDArray[np.float64]
+    predicted_ns: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaUse:
     """Requests that one ingress replica has granted to one key and not reported before.
 

@@ -13,10 +13,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import orjson
 
 from deployments.analytics.answers import document
-from deployments.contracts import HistoryAnswer, HistoryFailed, HistoryQuery
+from deployments.analytics.spans import MINUTE_NS, Span
+from deployments.contracts import HistoryAnswer, HistoryFailed, HistoryQuery, MinutesQuery, StoredMinutes
 from deployments.stores import HistoryReader, StoreConfig, StoreUnavailable, open_history
 
 READ_THREADS = 2
@@ -40,6 +42,23 @@ class HistoryReplica:
             return await loop.run_in_executor(self._threads, answer, self._reader, query)
         except StoreUnavailable as failure:
             return HistoryFailed(failure.detail, failure.retry_after_s)
+
+    async def minutes(self, query: MinutesQuery) -> StoredMinutes | HistoryFailed:
+        """What a backfill needs to know."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, minutes, self._reader, query)
+        except StoreUnavailable as failure:
+            return HistoryFailed(failure.detail, failure.retry_after_s)
+
+
+def minutes(reader: HistoryReader, query: MinutesQuery) -> StoredMinutes:
+    """See `HistoryReplica.minutes`. Raises StoreUnavailable."""
+    mains = reader.mains(query.building_id, Span(query.mains_start_ns, query.mains_stop_ns, MINUTE_NS))
+    series = reader.predictions(query.building_id, Span(query.start_ns, query.stop_ns, MINUTE_NS), query.appliance_id)
+    wanted = (query.model_version, query.attribution)
+    stored = [one.buckets.time_ns for one in series if (one.model_version, one.attribution) == wanted]
+    return StoredMinutes(mains.time_ns, mains.mean_kw, np.concatenate(stored) if stored else np.empty(0, np.int64))
 
 
 def answer(reader: HistoryReader, query: HistoryQuery) -> HistoryAnswer:

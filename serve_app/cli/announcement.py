@@ -38,7 +38,7 @@ def announce(
     write_private_file(
         shell_file,
         f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(cluster.token_path))}\n"
-        f"export RAY_DASHBOARD_ADDRESS={cluster.dashboard_url}",
+        f"export RAY_ADDRESS={cluster.address} RAY_DASHBOARD_ADDRESS={cluster.dashboard_url}",
     )
     serve = f". {shlex.quote(str(shell_file))} && {shlex.quote(str(Path(sys.executable).with_name('serve')))}"
     lines = [

@@ -106,6 +106,7 @@ class RayCluster:
 
     data_dir: Path
     temp_dir: Path
+    port: int
     dashboard_port: int
     token_path: Path
     process: subprocess.Popen[bytes]
@@ -119,9 +120,10 @@ class RayCluster:
         temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir="/tmp"))
         _remember_temp_dir(data_dir, temp_dir)
         environment = cluster_environment(base, data_dir, config_folder, temp_dir, token_path)
+        port = free_port()
         dashboard_port = free_port(DEFAULT_DASHBOARD_PORT)
         command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.executable]
-        command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0"]
+        command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
         command += [f"--temp-dir={temp_dir}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
         # 0 lets the kernel choose; Ray would otherwise refuse every port above that lies in 10002-19999.
@@ -141,7 +143,12 @@ class RayCluster:
                 start_new_session=True,
             )
         owned = OwnedProcesses(data_dir, {process.pid})
-        return cls(data_dir, temp_dir, dashboard_port, token_path, process, owned)
+        return cls(data_dir, temp_dir, port, dashboard_port, token_path, process, owned)
+
+    @property
+    def address(self) -> str:
+        """Where programs of this machine join the cluster."""
+        return f"127.0.0.1:{self.port}"
 
     @property
     def dashboard_url(self) -> str:

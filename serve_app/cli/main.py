@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from serve_app.cli.backfill import backfill
 from serve_app.cli.data import data
 from serve_app.cli.db import db
 from serve_app.cli.demo import demo
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(run)
 app.command()(token)
+app.command()(backfill)
 app.command()(train)
 app.command()(ensemble)
 app.command()(evaluate)

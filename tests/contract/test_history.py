@@ -12,8 +12,10 @@ import pytest
 
 from deployments.analytics.series import BucketSeries, Latest
 from deployments.analytics.spans import DAY_NS, HOUR_NS, MINUTE_NS, QUARTER_NS, SECOND_NS, Span
-from deployments.contracts import PredictionPoint, Readings, RecordSet
+from deployments.contracts import MinutesQuery, PredictionPoint, Readings, RecordSet
+from deployments.history import minutes
 from deployments.stores import HistoryReader, PredictionStore, open_history, open_store
+from models.attribution import Attribution
 
 MIDNIGHT = 1_769_904_000 * 10**9
 STEPS = [SECOND_NS, MINUTE_NS, QUARTER_NS, HOUR_NS]
@@ -226,3 +228,28 @@ def test_sqlite_an_older_file_has_its_rollups_after_the_migration(
     migrated = read_rows(sqlite_backend.path, rows)
     assert [row[:6] for row in migrated] == [row[:6] for row in kept]
     np.testing.assert_allclose([row[6:] for row in migrated], [row[6:] for row in kept], rtol=1e-12)
+
+
+def test_a_backfill_reads_the_minutes_of_its_version_only(
+    store: PredictionStore, history: HistoryReader, make_point: Callable[..., PredictionPoint]
+) -> None:
+    times = MIDNIGHT + np.array([-2, 0, 1, 5, 61], dtype=np.int64) * MINUTE_NS
+    readings = Readings(("home-1",), np.zeros(5, np.int32), times + 7, np.array([1.0, 2, 3, 4, 5]))
+    said = [(0, "1.2.0", "final"), (1, "1.2.0", "provisional"), (2, "1.1.0", "final"), (4, "1.2.0", "final")]
+    points = tuple(
+        make_point(time_ns=MIDNIGHT + minute * MINUTE_NS + 30 * SECOND_NS, model_version=version, attribution=kind)
+        for minute, version, kind in said
+    )
+    other = make_point(time_ns=MIDNIGHT + 3 * MINUTE_NS, appliance_id="microwave")
+    written = store.write(
+        [RecordSet((), time.time() + 5, readings=readings), RecordSet((*points, other), time.time() + 5)]
+    )
+    assert written == [None, None]
+    query = MinutesQuery(
+        "home-1", "kettle", "1.2.0", Attribution.FINAL, MIDNIGHT, MIDNIGHT + HOUR_NS, MIDNIGHT - HOUR_NS,
+        MIDNIGHT + HOUR_NS,
+    )  # fmt: skip
+    found = minutes(history, query)
+    assert found.mains_ns.tolist() == [MIDNIGHT + n * MINUTE_NS for n in (-2, 0, 1, 5)]
+    assert found.mains_kw.tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert found.predicted_ns.tolist() == [MIDNIGHT, MIDNIGHT + 4 * MINUTE_NS]

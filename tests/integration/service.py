@@ -142,9 +142,8 @@ def running_service(
     service = Service(f"http://127.0.0.1:{port}", data_dir, config, process, output)
     try:
         _wait(service, "/ready" if wait_ready else "/live")
-        if not wait_ready:
-            # Alive is not loaded: this file is written when everything that can serve does.
-            _wait_for_announcement(service)
+        # Alive is not loaded: this file is written when everything that can serve does, and tests read it.
+        _wait_for_announcement(service)
         yield service
     finally:
         if process.poll() is None:

@@ -1,0 +1,175 @@
+"""A backfill on the cluster of a running service: Ray Data carries stretches of time to workers beside live traffic.
+
+Workers read through the History deployment and write through Persistence, so a store has no second writer, and none of
+its credentials leave the service. Everything may be run twice: a minute that has its prediction is not predicted again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray.data
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from deployments.backfill import Stretch, pending, predict
+from deployments.contracts import (
+    HistoryFailed,
+    NotPersisted,
+    PersistFailure,
+    PredictionPoint,
+    RecordSet,
+    StoredMinutes,
+)
+from models.loader import ArtifactRefused, LoadedModel, load_verified
+from models.registry import Registry, RegistryError
+
+COMMIT_POINTS = 240
+"""Rows of one write: some 25 ms in the embedded store, which is what a live prediction may have to wait longer."""
+ANSWER_S = 30.0
+PATIENCE_S = 300.0
+"""How long a store that is away, or busy, is waited for before the backfill gives up."""
+WORKER_CPUS = 0.1
+"""Logical: the service has claimed the rest. What a worker really gets is what nobody else wants."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StretchDone:
+    """What became of one stretch, in minutes; with `failure`, why the backfill cannot go on."""
+
+    appliance_id: str
+    model_version: str
+    stored: int = 0
+    already_stored: int = 0
+    mains_missing: int = 0
+    failure: str = ""
+
+
+class BackfillFailed(Exception):
+    """Why a worker gave up, as a sentence for people."""
+
+
+class StretchWorker:
+    """Ray Data's worker: one stretch a call, as rows of a data set."""
+
+    def __init__(self, application: str, registry_path: str | None, request_id: str, patience_s: float) -> None:
+        _give_way()
+        self._history = serve.get_deployment_handle("history", application)
+        self._persistence = serve.get_deployment_handle("persistence", application)
+        self._registry_path = Path(registry_path) if registry_path else None
+        self._request_id = request_id
+        self._patience_s = patience_s
+        self._models: dict[tuple[str, str], LoadedModel] = {}
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A `Stretch` in, a `StretchDone` out. A failure is a row too: it must end the run, not be tried again."""
+        stretch = Stretch(**row)
+        try:
+            done = self._run(stretch)
+        except (BackfillFailed, RegistryError, ArtifactRefused) as failure:
+            done = StretchDone(stretch.appliance_id, stretch.model_version, failure=str(failure))
+        return asdict(done)
+
+    def _run(self, stretch: Stretch) -> StretchDone:
+        model = self._model(stretch.appliance_id, stretch.model_version)
+        query = stretch.query(model.entry)
+
+        def read() -> StoredMinutes:
+            answer = self._history.minutes.remote(query).result(timeout_s=ANSWER_S)
+            if isinstance(answer, HistoryFailed):
+                raise _Away(answer.detail, answer.retry_after_s)
+            stored: StoredMinutes = answer
+            return stored
+
+        minutes = pending(query, model.entry, self._patiently(read))
+        points = predict(model, query, minutes, self._request_id)
+        while part := tuple(islice(points, COMMIT_POINTS)):
+            self._patiently(lambda part=part: self._write(part))  # type: ignore[misc]
+        return StretchDone(
+            stretch.appliance_id,
+            stretch.model_version,
+            stored=len(minutes.time_ns),
+            already_stored=minutes.already_stored,
+            mains_missing=minutes.mains_missing,
+        )
+
+    def _model(self, appliance_id: str, version: str) -> LoadedModel:
+        key = (appliance_id, version)
+        if key not in self._models:
+            registry = Registry.load(self._registry_path)
+            self._models[key] = load_verified(registry.resolve(appliance_id, version), registry.root)
+        return self._models[key]
+
+    def _write(self, points: tuple[PredictionPoint, ...]) -> None:
+        record_set = RecordSet(points, time.time() + ANSWER_S)
+        result = self._persistence.persist.remote(record_set).result(timeout_s=ANSWER_S)
+        if isinstance(result, NotPersisted):
+            if result.failure is PersistFailure.REJECTED:
+                raise BackfillFailed(f"the store refuses these predictions: {result.detail}")
+            raise _Away(result.detail, result.retry_after_s)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Reads and writes may be made twice, so whatever may pass is waited for. Raises BackfillFailed."""
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return call()
+            except _Away as away:
+                reason, pause_s = str(away), away.retry_after_s
+            except (RayError, RayServeException, TimeoutError) as lost:
+                reason, pause_s = f"no answer ({type(lost).__name__})", 1.0
+            if time.monotonic() + pause_s > until:
+                raise BackfillFailed(f"the store was away for {self._patience_s:.0f} s: {reason}")
+            time.sleep(pause_s)
+
+
+class _Away(Exception):
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+def _give_way() -> None:
+    """Run only where nobody else wants to: a live window must not wait for one of last year."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def run(
+    work: Sequence[Stretch],
+    application: str,
+    registry_path: Path | None,
+    request_id: str,
+    workers: int = 1,
+    patience_s: float = PATIENCE_S,
+) -> Iterator[StretchDone]:
+    """What became of each stretch, as it ends. The driver must be connected to the cluster.
+
+    Raises BackfillFailed at the first stretch that failed; what was stored stays stored.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    rows = ray.data.from_items([asdict(stretch) for stretch in work], override_num_blocks=len(work))
+    done = rows.map(
+        StretchWorker,  # type: ignore[arg-type]  # a class, of which Ray makes an instance in each worker
+        fn_constructor_args=(application, str(registry_path) if registry_path else None, request_id, patience_s),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=WORKER_CPUS,
+    )
+    for row in done.iter_rows():
+        outcome = StretchDone(**row)
+        if outcome.failure:
+            raise BackfillFailed(outcome.failure)
+        yield outcome

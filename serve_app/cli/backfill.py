@@ -1,0 +1,187 @@
+"""`nilm backfill`: predictions for the past of a building, from its stored readings, beside the running service."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import socket
+import uuid
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from deployments.analytics.spans import MINUTE_NS
+from models.registry import Registry, RegistryEntry, RegistryError
+from serve_app.cli.train import fail
+from serve_app.instants import parse_moment, to_ns
+
+if TYPE_CHECKING:
+    from deployments.backfill_run import StretchDone
+
+CONNECT_S = 3.0
+ANSWER_S = 30.0
+SAMPLE_PERIOD_S = 60.0
+"""Of the models it can run: stored readings are put together to minutes."""
+
+
+def backfill(
+    building: Annotated[str, typer.Option(help="Whose readings.")],
+    start: Annotated[str, typer.Option("--from", help="ISO 8601 with offset, or a time before now like -30d.")],
+    end: Annotated[str, typer.Option("--to", help="Up to: like --from.")] = "now()",
+    appliance: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be repeated.  [default: all that are served]")
+    ] = None,
+    model_version: Annotated[
+        str | None, typer.Option(help="A registered version.  [default: what serves each appliance]")
+    ] = None,
+    registry: Annotated[
+        Path | None, typer.Option(help="Another registry than the packaged one, as in the service's `args`.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; each uses what live traffic leaves of a core.")] = 1,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
+    ] = "",
+    application: Annotated[str, typer.Option(help="Name of the Serve application.")] = "nilm",
+) -> None:
+    """Run a building's stored readings through the models and store the predictions under their version.
+
+    Minutes that have a prediction of that version are passed over, so the same command goes on where it was stopped.
+    Live traffic goes first.
+    """
+    for package in ("pandas", "pyarrow"):
+        if importlib.util.find_spec(package) is None:
+            fail(f"{package} is not installed; this command needs the extra: pip install 'nilm-serve[backfill]'")
+    start_ns, stop_ns = _moment("--from", start), _moment("--to", end)
+    if stop_ns <= start_ns:
+        fail("--to must be after --from")
+    _connect(address)
+    import ray  # noqa: PLC0415 - it takes seconds to import
+
+    try:
+        versions = _versions(application, appliance, model_version, registry)
+        stored = _run(building, versions, start_ns, stop_ns, application, registry, workers)
+    finally:
+        ray.shutdown()
+    _summarise(building, versions, stored)
+
+
+def _moment(option: str, text: str) -> int:
+    try:
+        return to_ns(parse_moment(text, datetime.now(UTC))) // MINUTE_NS * MINUTE_NS
+    except ValueError as error:
+        fail(f"{option} {error}")
+
+
+def _connect(address: str) -> None:
+    """Ray itself would try for half a minute, and tell in ten lines."""
+    if not address:
+        fail("no cluster: start the service (nilm run), then: . .nilm/serve-env.sh  or give --address")
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError, OverflowError):
+        fail(f"nothing answers at {address}: is the service running? `. .nilm/serve-env.sh` tells where")
+    # Ray's parts tell of every step; what a person needs to know of them comes back as a failure.
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    logging.disable(logging.WARNING)
+    import ray  # noqa: PLC0415 - it takes seconds to import
+
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        fail(f"the cluster at {address} does not let us in: {str(error).splitlines()[0]}")
+
+
+def _versions(
+    application: str, appliances: list[str] | None, version: str | None, registry_path: Path | None
+) -> dict[str, str]:
+    """By appliance, those that were asked for; each is registered, and fits minutes."""
+    serving = _serving(application)
+    wanted = appliances or sorted(serving)
+    unknown = sorted(set(wanted) - set(serving))
+    if unknown:
+        fail(f"{', '.join(unknown)} is not served; served are: {', '.join(sorted(serving))}")
+    try:
+        registered = Registry.load(registry_path)
+        entries: list[RegistryEntry] = [registered.resolve(one, version or serving[one]) for one in wanted]
+    except RegistryError as error:
+        fail(f"{error}. Choose with --appliance, --model-version and --registry")
+    for entry in entries:
+        if entry.sample_period_s != SAMPLE_PERIOD_S:
+            fail(f"{entry.appliance_id} {entry.model_version} takes samples of {entry.sample_period_s:g} s, not 60 s")
+    return {entry.appliance_id: entry.model_version for entry in entries}
+
+
+def _serving(application: str) -> dict[str, str]:
+    """The version that serves each appliance now."""
+    from ray import serve  # noqa: PLC0415 - it takes seconds to import
+
+    from serve_app.app import RESERVED_NAMES  # noqa: PLC0415 - imports Ray
+
+    status = serve.status().applications.get(application)
+    if status is None:
+        fail(f"no application {application!r} runs on this cluster")
+    versions = {}
+    for name in sorted(set(status.deployments) - RESERVED_NAMES):
+        handle = serve.get_deployment_handle(name, application)
+        try:
+            state = handle.status.remote().result(timeout_s=ANSWER_S)
+        except TimeoutError:
+            fail(f"{name} does not say which version serves")
+        if state.model_version is not None:
+            versions[name] = state.model_version
+    if not versions:
+        fail("no appliance is served")
+    return versions
+
+
+def _run(
+    building: str,
+    versions: dict[str, str],
+    start_ns: int,
+    stop_ns: int,
+    application: str,
+    registry: Path | None,
+    workers: int,
+) -> Counter[tuple[str, str]]:
+    """Minutes by (appliance, what became of them)."""
+    from deployments.backfill import stretches  # noqa: PLC0415 - imports torch
+    from deployments.backfill_run import BackfillFailed, run  # noqa: PLC0415 - imports torch and Ray Data
+
+    work = stretches(building, versions, start_ns, stop_ns)
+    minutes: Counter[tuple[str, str]] = Counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("days of one appliance"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        bar = bars.add_task(f"backfilling {building}", total=len(work))
+        try:
+            for done in run(work, application, registry, f"backfill-{uuid.uuid4().hex[:12]}", workers):
+                _count(minutes, done)
+                bars.advance(bar)
+        except BackfillFailed as failure:
+            fail(f"{failure}. What was stored stays; the same command goes on from there")
+        except KeyboardInterrupt:
+            Console(stderr=True).print("stopped; what was stored stays, and the same command goes on from there")
+            raise typer.Exit(130) from None
+    return minutes
+
+
+def _count(minutes: Counter[tuple[str, str]], done: StretchDone) -> None:
+    for what in ("stored", "already_stored", "mains_missing"):
+        minutes[done.appliance_id, what] += getattr(done, what)
+
+
+def _summarise(building: str, versions: dict[str, str], minutes: Counter[tuple[str, str]]) -> None:
+    table = Table("appliance", "version", "minutes stored", "stored before", "no full window", title=building)
+    for appliance, version in versions.items():
+        counts = (minutes[appliance, what] for what in ("stored", "already_stored", "mains_missing"))
+        table.add_row(appliance, version, *(f"{count:,}" for count in counts))
+    Console().print(table)
+    if not any(minutes[appliance, what] for appliance in versions for what in ("stored", "already_stored")):
+        fail("nothing could be predicted: a prediction needs readings of every minute of its window, 512 as a rule")
