@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.analytics.spans import DAY_NS, MINUTE_NS, Span
-from deployments.contracts import MinutesQuery, PredictionPoint, StoredMinutes
+from deployments.contracts import PredictionPoint
+from deployments.history_contracts import MinutesQuery, StoredMinutes
 from models.attribution import Attribution
 from models.loader import LoadedModel
 from models.registry import RegistryEntry

@@ -21,14 +21,8 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.backfill import Stretch, pending, predict
-from deployments.contracts import (
-    HistoryFailed,
-    NotPersisted,
-    PersistFailure,
-    PredictionPoint,
-    RecordSet,
-    StoredMinutes,
-)
+from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
+from deployments.history_contracts import HistoryFailed, StoredMinutes
 from models.loader import ArtifactRefused, LoadedModel, load_verified
 from models.registry import Registry, RegistryError
 

@@ -18,7 +18,7 @@ import orjson
 
 from deployments.analytics.answers import document
 from deployments.analytics.spans import MINUTE_NS, Span
-from deployments.contracts import HistoryAnswer, HistoryFailed, HistoryQuery, MinutesQuery, StoredMinutes
+from deployments.history_contracts import HistoryAnswer, HistoryFailed, HistoryQuery, MinutesQuery, StoredMinutes
 from deployments.stores import HistoryReader, StoreConfig, StoreUnavailable, open_history
 
 READ_THREADS = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deployments.contracts import HistoryAnswer, HistoryFailed, HistoryQuery
+from deployments.history_contracts import HistoryAnswer, HistoryFailed, HistoryQuery
 from serve_app.problems import Problem, Problems
 from serve_app.store_client import call
 

@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from deployments.analytics.spans import Resolution, Span
-from deployments.contracts import HistoryAnswer, HistoryQuery
+from deployments.history_contracts import HistoryAnswer, HistoryQuery
 from serve_app.access.grants import ALL, Grants
 from serve_app.access.principal import Principal
 from serve_app.access.scopes import Requires, Scope

@@ -10,7 +10,7 @@ from deployments.analytics.dense import Dense, dense, spoken_for
 from deployments.analytics.documents import instant, predictions_rows, readings_rows
 from deployments.analytics.energy import energy_rows, local_days, span_of
 from deployments.analytics.spans import HOUR_NS, MINUTE_NS, Resolution, Span
-from deployments.contracts import History, HistoryQuery
+from deployments.history_contracts import History, HistoryQuery
 from deployments.stores.base import HistoryReader
 from models.appliances import appliance as find_appliance
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from deployments.analytics import energy as energy_of
 from deployments.analytics.spans import Resolution
-from deployments.contracts import History, HistoryQuery
+from deployments.history_contracts import History, HistoryQuery
 from models.appliances import APPLIANCES
 from serve_app.analytics_schemas import (
     AppliancesDocument,

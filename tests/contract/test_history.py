@@ -12,8 +12,9 @@ import pytest
 
 from deployments.analytics.series import BucketSeries, Latest
 from deployments.analytics.spans import DAY_NS, HOUR_NS, MINUTE_NS, QUARTER_NS, SECOND_NS, Span
-from deployments.contracts import MinutesQuery, PredictionPoint, Readings, RecordSet
+from deployments.contracts import PredictionPoint, Readings, RecordSet
 from deployments.history import minutes
+from deployments.history_contracts import MinutesQuery
 from deployments.stores import HistoryReader, PredictionStore, open_history, open_store
 from models.attribution import Attribution
 

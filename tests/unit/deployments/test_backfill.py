@@ -7,7 +7,7 @@ import pytest
 
 from deployments.analytics.spans import DAY_NS, MINUTE_NS
 from deployments.backfill import ATTRIBUTION, Stretch, pending, predict, stretches
-from deployments.contracts import MinutesQuery, StoredMinutes
+from deployments.history_contracts import MinutesQuery, StoredMinutes
 from models.loader import LoadedModel, load_verified
 from models.registry import Registry, RegistryEntry
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from deployments.contracts import History, HistoryFailed, HistoryQuery, PredictionPoint, Readings, RecordSet
+from deployments.contracts import PredictionPoint, Readings, RecordSet
 from deployments.history import HistoryReplica
+from deployments.history_contracts import History, HistoryFailed, HistoryQuery
 from deployments.stores import PredictionStore, StoreConfig, open_store
 
 MIDNIGHT = datetime(2026, 1, 31, tzinfo=UTC)
