@@ -65,6 +65,14 @@ class ReadingList:
                 self.refuse(index, "building_id", "is not yours, or does not exist")
         self.faults.sort(key=lambda fault: fault.index)
 
+    def refuse_before(self, oldest_ns: int) -> None:
+        """Refuse the readings that the store would not keep."""
+        for (building_id, time_ns), (index, _) in list(self._rows.items()):
+            if time_ns < oldest_ns:
+                del self._rows[building_id, time_ns]
+                self.refuse(index, "ts", "is older than what is kept here")
+        self.faults.sort(key=lambda fault: fault.index)
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -102,6 +102,8 @@ class Settings(BaseSettings):
     influx_org: str = ""
     influx_bucket_raw: str = "raw"
     influx_bucket_pred: str = "predictions"
+    retention_days: int = Field(default=0, ge=0, le=36500)
+    """Of the embedded store: older rows leave, their quarters of an hour stay. 0 keeps every row."""
     request_timeout_s: float = Field(default=10.0, gt=0, le=300)
     """One deadline per request: every wait inside is bounded by it."""
 
@@ -155,7 +157,7 @@ class Settings(BaseSettings):
                 bucket_pred=self.influx_bucket_pred,
                 bucket_raw=self.influx_bucket_raw,
             )
-        return StoreConfig.for_sqlite(self.nilm_data_dir.absolute() / DATABASE_NAME)
+        return StoreConfig.for_sqlite(self.nilm_data_dir.absolute() / DATABASE_NAME, self.retention_days)
 
 
 def load_settings() -> Settings:
@@ -213,6 +215,15 @@ def _faults(settings: Settings) -> list[str]:
         if os.environ.get(PROXY_TRUST_VARIABLE) != "":
             # `nilm run` sets it. Unset, uvicorn believes any X-Forwarded-For that comes through 127.0.0.1.
             faults.append(f"{PROXY_TRUST_VARIABLE} must be set and empty: only TRUSTED_PROXIES says whom to believe")
+    return faults + _faults_of_parts(settings)
+
+
+def _faults_of_parts(settings: Settings) -> list[str]:
+    """Values that are well formed and yet do not fit."""
+    faults = []
+    secret = settings.supabase_jwt_secret.get_secret_value()
+    if settings.influx_url and settings.retention_days:
+        faults.append("RETENTION_DAYS is for the embedded store: with INFLUX_URL, set the retention of its buckets")
     if settings.redis_url.get_secret_value() and importlib.util.find_spec("redis") is None:
         faults.append("REDIS_URL is set, but the extra `redis` is not installed")
     try:

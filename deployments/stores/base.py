@@ -9,11 +9,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
-from deployments.analytics.spans import Span
+from deployments.analytics.spans import DAY_NS, QUARTER_NS, Span
 from deployments.contracts import KeyedRequest, NotPersisted, RecordSet, StoredReply
 
 KEY_KEPT_S = 24 * 3600
 """How long a completed Idempotency-Key is remembered."""
+
+
+def oldest_kept_ns(retention_days: int, now_ns: int) -> int:
+    """The instant before which rows leave a store that keeps `retention_days`; the start of a quarter of an hour."""
+    return (now_ns - retention_days * DAY_NS) // QUARTER_NS * QUARTER_NS
+
 
 MAX_BUILDINGS = 1000
 """Listed at once."""

@@ -25,6 +25,8 @@ class StoreConfig:
 
     kind: StoreKind
     sqlite_path: Path | None = None
+    retention_days: int = 0
+    """Of the embedded store; 0 keeps every row. InfluxDB's buckets have a retention of their own."""
     influx_url: str = ""
     influx_token: str = field(default="", repr=False)
     influx_org: str = ""
@@ -47,9 +49,9 @@ class StoreConfig:
                 raise ValueError("influx_timeout_s must be positive")
 
     @classmethod
-    def for_sqlite(cls, path: Path) -> StoreConfig:
+    def for_sqlite(cls, path: Path, retention_days: int = 0) -> StoreConfig:
         """The embedded store at `path`, on the node of the Persistence replica."""
-        return cls(kind=StoreKind.SQLITE, sqlite_path=path)
+        return cls(kind=StoreKind.SQLITE, sqlite_path=path, retention_days=retention_days)
 
     @classmethod
     def for_influx(
@@ -75,7 +77,7 @@ def open_store(config: StoreConfig) -> PredictionStore:
     if config.sqlite_path is not None:
         from deployments.stores.sqlite import SqliteStore  # noqa: PLC0415 - only the chosen store is imported
 
-        return SqliteStore(config.sqlite_path)
+        return SqliteStore(config.sqlite_path, retention_days=config.retention_days)
     from deployments.stores.influx import InfluxStore  # noqa: PLC0415 - its client takes half a second to import
 
     return InfluxStore(**_influx(config), timeout_s=config.influx_timeout_s)

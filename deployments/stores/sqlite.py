@@ -30,6 +30,7 @@ from deployments.contracts import (
 from deployments.stores.base import KEY_KEPT_S, StoreUnavailable, WriteOutcome
 from deployments.stores.checks import exact_float, refusal
 from deployments.stores.ownership import FileOwnership
+from deployments.stores.sqlite_retention import Retention
 from deployments.stores.sqlite_rollups import roll_up
 from deployments.stores.sqlite_schema import prepare
 
@@ -99,8 +100,11 @@ class SqliteStore:
 
     kind = "sqlite"
 
-    def __init__(self, path: Path, *, ownership_wait_s: float = 10.0) -> None:
-        """Open or create `path`. Raises StoreUnavailable (StoreInUse when another process owns the file)."""
+    def __init__(self, path: Path, *, retention_days: int = 0, ownership_wait_s: float = 10.0) -> None:
+        """Open or create `path`; 0 `retention_days` keep every row.
+
+        Raises StoreUnavailable (StoreInUse when another process owns the file).
+        """
         # Resolved, so that two names of one file meet at one lock.
         self._path = path.resolve()
         self._last_truncate_s = float("-inf")
@@ -115,6 +119,7 @@ class SqliteStore:
         try:
             with explained(self._path):
                 self._connection = self._open()
+                self._retention = Retention(self._connection, retention_days)
             self._inode = self._path.stat().st_ino
         except BaseException:
             self._ownership.release()
@@ -135,7 +140,9 @@ class SqliteStore:
 
     def write(self, record_sets: Sequence[RecordSet]) -> list[WriteOutcome]:
         """See `PredictionStore.write`. One transaction; each record set, with its reply, is atomic inside it."""
-        outcomes: list[WriteOutcome] = [refusal(record_set) for record_set in record_sets]
+        outcomes: list[WriteOutcome] = [
+            refusal(record_set) or self._retention.refusal(record_set) for record_set in record_sets
+        ]
         if None not in outcomes:
             return outcomes
         with self._lock, explained(self._path):
@@ -150,8 +157,10 @@ class SqliteStore:
                     connection, [one for one, outcome in zip(record_sets, outcomes, strict=True) if outcome is None]
                 )
                 self._forget_old_keys()
+                self._retention.step(connection)
                 connection.execute("COMMIT")
             except BaseException:
+                self._retention.forget_step()
                 # Some errors (a full disk) have already rolled the transaction back.
                 if connection.in_transaction:
                     with contextlib.suppress(sqlite3.Error):

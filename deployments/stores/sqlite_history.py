@@ -12,6 +12,7 @@ from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import QUARTER_NS, Span
 from deployments.stores.base import MAX_BUILDINGS
 from deployments.stores.sqlite import read_rows
+from deployments.stores.sqlite_schema import APPLIANCES_SQL
 
 _MAINS = """
 SELECT time_ns / :step_ns * :step_ns AS bucket, avg(aggregate_kw), 1 FROM sensor_reading
@@ -52,16 +53,6 @@ FROM prediction_quarter {_OF_SERIES} GROUP BY bucket ORDER BY bucket
 """  # noqa: S608 - a constant of ours
 _ROW = np.dtype([("time_ns", np.int64), ("kw", np.float64), ("minutes", np.int32), ("confidence", np.float64)])
 
-# Leaps from one appliance to the next in the primary key; DISTINCT would walk through all rows of the building.
-_APPLIANCES = """
-WITH RECURSIVE one (id) AS (
-  SELECT min(appliance_id) FROM prediction WHERE building_id = :building_id
-  UNION ALL
-  SELECT (SELECT min(appliance_id) FROM prediction WHERE building_id = :building_id AND appliance_id > one.id)
-  FROM one WHERE one.id IS NOT NULL
-)
-SELECT id FROM one WHERE id IS NOT NULL
-"""
 _LAST_READING = "SELECT max(time_ns) FROM sensor_reading WHERE building_id = ?"
 _LAST_PREDICTION = "SELECT max(time_ns) FROM prediction WHERE building_id = ? AND appliance_id = ?"
 _BUILDINGS = "SELECT building_id FROM building_revision ORDER BY building_id LIMIT ?"
@@ -104,7 +95,7 @@ class SqliteHistory:
         return PredictionSeries(appliance_id, model_version, attribution, buckets, rows["confidence"])
 
     def _appliances(self, building_id: str) -> list[str]:
-        return [str(row[0]) for row in read_rows(self._path, _APPLIANCES, {"building_id": building_id})]
+        return [str(row[0]) for row in read_rows(self._path, APPLIANCES_SQL, {"building_id": building_id})]
 
     def latest(self, building_ids: tuple[str, ...] | None) -> list[Latest]:
         """See `HistoryReader.latest`."""

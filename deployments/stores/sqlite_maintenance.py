@@ -29,18 +29,21 @@ _SUMS = {
 WITH raw AS (
   SELECT building_id, quarter, count(*) AS minutes, sum(kw) AS kw
   FROM (SELECT building_id, {QUARTER_SQL} AS quarter, avg(aggregate_kw) AS kw
-        FROM sensor_reading GROUP BY building_id, quarter, {MINUTE_SQL})
+        FROM sensor_reading WHERE time_ns >= (SELECT before_ns FROM pruned)
+        GROUP BY building_id, quarter, {MINUTE_SQL})
   GROUP BY building_id, quarter)
 SELECT (SELECT count(*) FROM raw), count(*),
        sum(raw.minutes IS NOT kept.minutes OR abs(raw.kw - kept.sum_kw) > 1e-6)
 FROM reading_quarter AS kept
 LEFT JOIN raw ON kept.building_id = raw.building_id AND kept.time_ns = raw.quarter
+WHERE kept.time_ns >= (SELECT before_ns FROM pruned)
 """,  # noqa: S608 - constants of ours
     "predictions": f"""
 WITH raw AS (
   SELECT building_id, quarter, appliance_id, model_version, attribution, count(*) AS minutes, sum(kw) AS kw
   FROM (SELECT building_id, appliance_id, model_version, attribution, {QUARTER_SQL} AS quarter, avg(predicted_kw) AS kw
-        FROM prediction GROUP BY building_id, appliance_id, model_version, attribution, quarter, {MINUTE_SQL})
+        FROM prediction WHERE time_ns >= (SELECT before_ns FROM pruned)
+        GROUP BY building_id, appliance_id, model_version, attribution, quarter, {MINUTE_SQL})
   GROUP BY building_id, quarter, appliance_id, model_version, attribution)
 SELECT (SELECT count(*) FROM raw), count(*),
        sum(raw.minutes IS NOT kept.minutes OR abs(raw.kw - kept.sum_kw) > 1e-6)
@@ -48,9 +51,11 @@ FROM prediction_quarter AS kept
 LEFT JOIN raw ON kept.building_id = raw.building_id AND kept.time_ns = raw.quarter
   AND kept.appliance_id = raw.appliance_id AND kept.model_version = raw.model_version
   AND kept.attribution = raw.attribution
+WHERE kept.time_ns >= (SELECT before_ns FROM pruned)
 """,  # noqa: S608 - constants of ours
 }
-"""Quarters that rows make, quarters that are kept, and how many of these are not what their rows make."""
+"""Quarters that rows make, quarters that are kept, and how many of these are not what their rows make; of those whose
+rows have not left."""
 
 TABLES: dict[str, tuple[str, ...]] = {
     "readings": ("building_id", "time_ns", "aggregate_kw"),

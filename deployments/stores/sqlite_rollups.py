@@ -56,7 +56,12 @@ def roll_up(connection: sqlite3.Connection, record_sets: Iterable[RecordSet]) ->
     connection.executemany(_READINGS, [dict(zip(names, one, strict=False)) for one in readings])
     connection.executemany(_PREDICTIONS, [dict(zip(names, one, strict=True)) for one in predictions])
     touched = {one[0] for one in readings} | {one[0] for one in predictions}
-    connection.executemany(_REVISION, [(building_id,) for building_id in touched])
+    renew_revision(connection, touched)
+
+
+def renew_revision(connection: sqlite3.Connection, building_ids: Iterable[str]) -> None:
+    """After any change to what these buildings have."""
+    connection.executemany(_REVISION, [(building_id,) for building_id in building_ids])
 
 
 def _quarter(time_ns: int) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from deployments.analytics.spans import MINUTE_NS, QUARTER_NS
 from deployments.stores.base import StoreUnavailable
+from deployments.stores.checks import TIME_NS_MIN
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """`PRAGMA user_version` of a file this code writes."""
 
 _PREDICTION = """
@@ -85,6 +86,18 @@ QUARTER_SQL = f"time_ns - {_INTO_QUARTER}"
 MINUTE_SQL = f"{_INTO_QUARTER} / {MINUTE_NS}"
 """The minute of that quarter."""
 
+# Leaps from one appliance to the next in the primary key; DISTINCT would walk through all rows of the building.
+APPLIANCES_SQL = """
+WITH RECURSIVE one (id) AS (
+  SELECT min(appliance_id) FROM prediction WHERE building_id = :building_id
+  UNION ALL
+  SELECT (SELECT min(appliance_id) FROM prediction WHERE building_id = :building_id AND appliance_id > one.id)
+  FROM one WHERE one.id IS NOT NULL
+)
+SELECT id FROM one WHERE id IS NOT NULL
+"""
+"""The appliances of a building that have rows."""
+
 _FILL_ROLLUPS = (
     f"""
 INSERT INTO prediction_quarter
@@ -110,8 +123,14 @@ CREATE TABLE idempotent_reply (
 """
 _IDEMPOTENT_REPLY_AGE = "CREATE INDEX idempotent_reply_age ON idempotent_reply (stored_at_s)"
 
+_PRUNED = (
+    "CREATE TABLE pruned (before_ns INTEGER NOT NULL) STRICT",
+    f"INSERT INTO pruned VALUES ({TIME_NS_MIN})",  # noqa: S608 - a constant of ours
+)
+"""One row: rows from before it have left, their quarters have not. See `sqlite_retention`."""
+
 _MIGRATIONS = {
-    0: (_PREDICTION, _SENSOR_READING, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE, *_ROLLUPS),
+    0: (_PREDICTION, _SENSOR_READING, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE, *_ROLLUPS, *_PRUNED),
     # Version 1 held one answer an instant and did not say which: what `/infer` gives unless asked is the final one.
     1: (
         "ALTER TABLE prediction RENAME TO prediction_1",
@@ -123,6 +142,7 @@ _MIGRATIONS = {
     ),
     2: (_IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
     3: (_SENSOR_READING, *_ROLLUPS, *_FILL_ROLLUPS),
+    4: _PRUNED,
 }
 """By the version they start from: what makes the next one of it, and of an empty file the newest."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from deployments.contracts import RecordSet
+from deployments.stores.base import oldest_kept_ns
 from serve_app.access.principal import Principal
 from serve_app.access.scopes import Requires, Scope
 from serve_app.bodies import json_body, media_type_of, read_body
@@ -52,6 +54,8 @@ async def ingest_readings(
     with context.timed("auth"):
         grants = await services.grants.grants(principal, context.remaining_s())
     readings.keep(grants.may_use)
+    if services.settings.retention_days:
+        readings.refuse_before(oldest_kept_ns(services.settings.retention_days, time.time_ns()))
     if not len(readings) or (all_or_nothing and readings.faults):
         raise as_problem(readings.faults, readings.received)
     with context.timed("persist"):

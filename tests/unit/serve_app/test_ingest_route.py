@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from deployments.contracts import NotPersisted, PersistFailure
 from deployments.stores.checks import refusal
+from serve_app.instants import to_ns
 from serve_app.problems import Problem
 from serve_app.readings import from_json, from_line_protocol
 
@@ -279,3 +280,14 @@ def _never_breaks(parse: Any) -> None:
         from deployments.contracts import RecordSet
 
         assert refusal(RecordSet((), 0.0, readings=readings.arrays())) is None
+
+
+async def test_readings_older_than_what_is_kept_are_named_and_the_others_stored(kit: Any) -> None:
+    fresh = datetime.now(UTC) - timedelta(days=29)
+    old = datetime.now(UTC) - timedelta(days=31)
+    async with kit.start(retention_days=30) as service:
+        reply = await post(service, reading(ts=old.isoformat()), reading(ts=fresh.isoformat()))
+        assert reply.status_code == 200
+        assert reply.json()["errors"] == [{"index": 0, "field": "ts", "detail": "is older than what is kept here"}]
+        assert [row[1] for row in stored(service)] == [to_ns(fresh)]
+        assert (await post(service, reading(ts=old.isoformat()))).status_code == 422

@@ -207,3 +207,11 @@ def test_the_values_of_the_example_file_do_not_start_production(monkeypatch: pyt
         load_settings()
     for name in ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_JWT_SECRET", "ADMIN_TOKEN", "CORS_ORIGINS"):
         assert f"{name} is" in str(caught.value), f"the example's {name} would be accepted in production"
+
+
+def test_retention_is_the_embedded_stores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, **PRODUCTION | {"RETENTION_DAYS": "400"})
+    assert load_settings().store_config().retention_days == 400
+    environment(monkeypatch, INFLUX_URL="http://127.0.0.1:8086", INFLUX_TOKEN="token-of-tests", INFLUX_ORG="org")
+    with pytest.raises(SettingsError, match="RETENTION_DAYS is for the embedded store"):
+        load_settings()
