@@ -1,8 +1,8 @@
 """Rows leave the embedded store when they are older than RETENTION_DAYS; their quarters of an hour stay.
 
 A row that came late into a quarter whose rows have left would make it the sum of that row alone, so rows from before
-the horizon are refused, as InfluxDB refuses what its bucket keeps no longer. The horizon is in the file: neither a clock
-set back nor a longer retention moves it back.
+the horizon are refused, as InfluxDB refuses what its bucket keeps no longer. The horizon is in the file and never moves
+back, neither by a clock that is set back nor by a longer retention.
 """
 
 from __future__ import annotations
