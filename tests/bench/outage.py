@@ -77,7 +77,7 @@ async def outage(bench: Bench, traffic: Traffic, seconds: float, pids: dict[str,
             show(f"store away for {time.monotonic() - started:.0f} s", pids)
     await asyncio.to_thread(bench.influx.start)
     mended = time.monotonic()
-    while not (later := [w.acknowledged_s for w in traffic.writes if (w.acknowledged_s or 0.0) > mended]):
+    while not (later := [w.acknowledged_s for w in traffic.writes if (w.acknowledged_s or 0.0) > mended]):  # noqa: ASYNC110 - writes know no event
         await asyncio.sleep(0.02)
     return min(moment for moment in later if moment is not None) - mended
 
