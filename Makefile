@@ -28,7 +28,7 @@ test: $(VENV)/dev.stamp  ## Lint, formatting, types, then every test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	@# Once: addopts' -q and this -v give one line a file and the full count at the end.
-	$(VENV)/bin/pytest -v -rfEs $(ARGS)
+	$(VENV)/bin/pytest -v -rfEs --durations=12 $(ARGS)
 
 clean:  ## Remove the virtual environment and every cache; the data in .nilm stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis nilm_serve.egg-info

@@ -40,6 +40,7 @@ class StudyRun:
     training_homes: frozenset[str]
     test_home: str | None
     seed: int
+    steps: int | None
     parameters: int
     train_minutes: float | None
     """None for an ensemble, which is not trained itself."""
@@ -204,15 +205,21 @@ def _architectures(study: Study) -> list[str]:
         parameters = sorted({run.parameters for run in same})
         counts = f"{parameters[0]:,}" if len(parameters) == 1 else f"{parameters[0]:,} to {parameters[-1]:,}"
         milliseconds = sum(run.ms_per_window for run in same) / len(same)
-        rows.append([architecture, *cells, counts, f"{milliseconds:.2f}"])
+        minutes = [run.train_minutes for run in same if run.train_minutes is not None]
+        steps = [run.steps for run in same if run.steps is not None]
+        effort = [
+            f"{min(steps):,}" if steps else "-",
+            spread([sum(minutes) / len(minutes)] if minutes else [], 0),
+        ]
+        rows.append([architecture, *cells, *effort, counts, f"{milliseconds:.2f}"])
     return [
         "## Architectures side by side",
         "",
         "The same two training homes, tested on UK-DALE House 2, which none of them saw: F1 / MAE in W of the "
-        "final answer, mean over seeds, number of seeds in brackets. Milliseconds are of one window on one core, in "
-        "batches of 16.",
+        "final answer, mean over seeds, number of seeds in brackets. Steps: of the shortest training; minutes: the "
+        "mean, on one core. Milliseconds are of one window on one core, in batches of 16.",
         "",
-        *table(("architecture", *map(_name, appliances), "parameters", "ms per window"), rows),
+        *table(("architecture", *map(_name, appliances), "steps", "training min", "parameters", "ms per window"), rows),
     ]
 
 
