@@ -7,6 +7,7 @@ window: one forward pass a minute, the final answer, and no answer where a minut
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def stretches(building_id: str, versions: dict[str, str], start_ns: int, stop_ns
 class Pending:
     """The minutes of a stretch that need a prediction, arrays of length n, and how many do not get one.
 
-    `windows_kw`: float32 [n, input_window_size], a view. `time_ns`: int64, `aggregate_kw`: float64, of the instant
+    `windows_kw`: float32 [n, input_window_size]. `time_ns`: int64, `aggregate_kw`: float64, of the instant
     each answer stands for.
     """
 
@@ -103,7 +104,7 @@ def pending(query: MinutesQuery, entry: RegistryEntry, stored: StoredMinutes) ->
 
 
 def predict(model: LoadedModel, query: MinutesQuery, minutes: Pending, request_id: str) -> Iterator[PredictionPoint]:
-    """The points of all pending minutes, in the order of time."""
+    """The points of all pending minutes, in the order of time, but those to which the model gives no finite answer."""
     for begin in range(0, len(minutes.time_ns), BATCH_WINDOWS):
         part = slice(begin, begin + BATCH_WINDOWS)
         started = time.perf_counter()
@@ -112,6 +113,8 @@ def predict(model: LoadedModel, query: MinutesQuery, minutes: Pending, request_i
         for n, (predicted_w, probability) in enumerate(
             zip(output.predicted_w.tolist(), output.on_probability.tolist(), strict=True), start=begin
         ):
+            if not (math.isfinite(predicted_w) and math.isfinite(probability)):
+                continue
             yield PredictionPoint(
                 building_id=query.building_id,
                 appliance_id=query.appliance_id,

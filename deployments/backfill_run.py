@@ -7,6 +7,7 @@ its credentials leave the service. Everything may be run twice: a minute that ha
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import ray.data
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from deployments.backfill import Stretch, pending, predict
@@ -31,10 +32,14 @@ COMMIT_POINTS = 240
 ANSWER_S = 30.0
 PATIENCE_S = 300.0
 """How long a store that is away, or busy, is waited for before the backfill gives up."""
-WORKER_CPUS = 0.1
-"""Logical: the service has claimed the rest. What a worker really gets is what nobody else wants."""
+WORKER_CPUS = 0
+"""Logical: the service's replicas, and those it may still start, have a claim to all there are. What a worker really
+gets is what nobody else wants."""
+WORKER_RESTARTS = 5
+"""Of a worker that dies; one that dies of its work would do so for ever."""
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class StretchDone:
     stored: int = 0
     already_stored: int = 0
     mains_missing: int = 0
+    not_kept: int = 0
+    """Older than what the store keeps, or without a finite answer of the model."""
     failure: str = ""
 
 
@@ -72,6 +79,10 @@ class StretchWorker:
             done = self._run(stretch)
         except (BackfillFailed, RegistryError, ArtifactRefused) as failure:
             done = StretchDone(stretch.appliance_id, stretch.model_version, failure=str(failure))
+        except Exception as error:
+            logger.exception("a stretch could not be backfilled")
+            reason = f"a worker failed with {type(error).__name__}: {error}"
+            done = StretchDone(stretch.appliance_id, stretch.model_version, failure=reason)
         return asdict(done)
 
     def _run(self, stretch: Stretch) -> StretchDone:
@@ -87,12 +98,14 @@ class StretchWorker:
 
         minutes = pending(query, model.entry, self._patiently(read))
         points = predict(model, query, minutes, self._request_id)
+        stored = 0
         while part := tuple(islice(points, COMMIT_POINTS)):
-            self._patiently(lambda part=part: self._write(part))  # type: ignore[misc]
+            stored += self._patiently(lambda part=part: self._write(part))  # type: ignore[misc]
         return StretchDone(
             stretch.appliance_id,
             stretch.model_version,
-            stored=len(minutes.time_ns),
+            stored=stored,
+            not_kept=len(minutes.time_ns) - stored,
             already_stored=minutes.already_stored,
             mains_missing=minutes.mains_missing,
         )
@@ -104,13 +117,20 @@ class StretchWorker:
             self._models[key] = load_verified(registry.resolve(appliance_id, version), registry.root)
         return self._models[key]
 
-    def _write(self, points: tuple[PredictionPoint, ...]) -> None:
+    def _write(self, points: tuple[PredictionPoint, ...]) -> int:
+        """How many of them are stored."""
+        if not points:
+            return 0
         record_set = RecordSet(points, time.time() + ANSWER_S)
         result = self._persistence.persist.remote(record_set).result(timeout_s=ANSWER_S)
         if isinstance(result, NotPersisted):
+            if result.oldest_kept_ns is not None:
+                oldest_ns = result.oldest_kept_ns
+                return self._write(tuple(point for point in points if point.time_ns >= oldest_ns))
             if result.failure is PersistFailure.REJECTED:
                 raise BackfillFailed(f"the store refuses these predictions: {result.detail}")
             raise _Away(result.detail, result.retry_after_s)
+        return len(points)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Reads and writes may be made twice, so whatever may pass is waited for. Raises BackfillFailed."""
@@ -120,6 +140,8 @@ class StretchWorker:
                 return call()
             except _Away as away:
                 reason, pause_s = str(away), away.retry_after_s
+            except RayTaskError:
+                raise  # the replica lives and its code failed: again would fail again
             except (RayError, RayServeException, TimeoutError) as lost:
                 reason, pause_s = f"no answer ({type(lost).__name__})", 1.0
             if time.monotonic() + pause_s > until:
@@ -161,9 +183,14 @@ def run(
         fn_constructor_args=(application, str(registry_path) if registry_path else None, request_id, patience_s),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=WORKER_CPUS,
+        max_restarts=WORKER_RESTARTS,
+        max_task_retries=WORKER_RESTARTS,
     )
-    for row in done.iter_rows():
-        outcome = StretchDone(**row)
-        if outcome.failure:
-            raise BackfillFailed(outcome.failure)
-        yield outcome
+    try:
+        for row in done.iter_rows():
+            outcome = StretchDone(**row)
+            if outcome.failure:
+                raise BackfillFailed(outcome.failure)
+            yield outcome
+    except RayError as error:
+        raise BackfillFailed(f"the cluster stopped the work: {str(error).splitlines()[0]}") from error

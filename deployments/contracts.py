@@ -270,6 +270,8 @@ class PersistFailure(StrEnum):
     """The store did not answer or said to come back; retryable."""
     REJECTED = "rejected"
     """The store, or our check before it, refused this very record set; a retry would not help."""
+    TOO_OLD = "too_old"
+    """It is of a time whose rows have left the store; see `oldest_kept_ns`. A retry would not help."""
     QUEUE_FULL = "queue_full"
     """More is waiting than we promise to hold; retryable."""
     DEADLINE = "deadline"
@@ -294,6 +296,8 @@ class NotPersisted:
     failure: PersistFailure
     detail: str
     retry_after_s: int = 1
+    oldest_kept_ns: int | None = None
+    """With TOO_OLD: from when on the store takes rows."""
 
 
 PersistResult = Persisted | StoredReply | NotPersisted

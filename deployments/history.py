@@ -54,7 +54,9 @@ class HistoryReplica:
 
 def minutes(reader: HistoryReader, query: MinutesQuery) -> StoredMinutes:
     """See `HistoryReplica.minutes`. Raises StoreUnavailable."""
-    mains = reader.mains(query.building_id, Span(query.mains_start_ns, query.mains_stop_ns, MINUTE_NS))
+    # The minute that runs is not its mean yet, and what is predicted from it would never be predicted again.
+    stop_ns = min(query.mains_stop_ns, time.time_ns() // MINUTE_NS * MINUTE_NS)
+    mains = reader.mains(query.building_id, Span(query.mains_start_ns, max(stop_ns, query.mains_start_ns), MINUTE_NS))
     series = reader.predictions(query.building_id, Span(query.start_ns, query.stop_ns, MINUTE_NS), query.appliance_id)
     wanted = (query.model_version, query.attribution)
     stored = [one.buckets.time_ns for one in series if (one.model_version, one.attribution) == wanted]

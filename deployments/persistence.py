@@ -5,7 +5,7 @@ stopped before the new one starts: an SQLite file has one owner, and Idempotency
 
 Metrics (Ray adds `deployment`, `replica` and `application`, and `_total` to counters):
   nilm_store_commits_total{outcome="ok|failed"}
-  nilm_store_record_sets_total{result="persisted|replayed|unavailable|rejected|queue_full|deadline|claim_lost"}
+  nilm_store_record_sets_total{result="persisted|replayed|unavailable|rejected|too_old|queue_full|deadline|claim_lost"}
   nilm_store_commit_seconds, nilm_store_commit_record_sets
 """
 

@@ -66,7 +66,7 @@ class ReadingList:
         self.faults.sort(key=lambda fault: fault.index)
 
     def refuse_before(self, oldest_ns: int) -> None:
-        """Refuse the readings that the store would not keep."""
+        """Refuse the readings of times whose rows have left the store."""
         for (building_id, time_ns), (index, _) in list(self._rows.items()):
             if time_ns < oldest_ns:
                 del self._rows[building_id, time_ns]

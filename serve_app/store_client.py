@@ -31,6 +31,7 @@ from deployments.contracts import (
     RecordSet,
     StoredReply,
 )
+from serve_app.instants import from_ns
 from serve_app.logs import LOGGER_NAME
 from serve_app.problems import FieldError, Problem, Problems
 
@@ -42,6 +43,15 @@ LONGEST_PAUSE_S = 0.5
 KEY_HEADER = "Idempotency-Key"
 
 T = TypeVar("T")
+
+
+class TooOld(Problem):
+    """What was to be stored is of a time whose rows have left the store."""
+
+    def __init__(self, oldest_kept_ns: int) -> None:
+        detail = f"It is older than what is kept: the oldest is of {from_ns(oldest_kept_ns).isoformat()}."
+        super().__init__(Problems.RECORD_REJECTED, detail)
+        self.oldest_kept_ns = oldest_kept_ns
 
 
 class StoreClient:
@@ -64,6 +74,8 @@ class StoreClient:
         if not isinstance(result, NotPersisted):
             return result
         _logger.warning("not stored", extra={"fields": {"failure": str(result.failure), "reason": result.detail}})
+        if result.oldest_kept_ns is not None:
+            raise TooOld(result.oldest_kept_ns)
         raise _not_persisted(result)
 
     async def _persist(self, record_set: RecordSet) -> PersistResult:
@@ -142,7 +154,7 @@ async def call(start: Callable[[], Any], deadline_s: float, unavailable: Problem
 
 def _not_persisted(outcome: NotPersisted) -> Problem:
     match outcome.failure:
-        case PersistFailure.REJECTED:
+        case PersistFailure.REJECTED | PersistFailure.TOO_OLD:
             return Problem(Problems.RECORD_REJECTED, "The store refused what was to be stored.")
         case PersistFailure.QUEUE_FULL:
             detail = "Too much is waiting to be stored."

@@ -1,6 +1,6 @@
 """The protocol every store keeps. Blocking on purpose: it runs on threads of the Persistence deployment.
 
-`write` is called from one thread at a time; `ping` and `recall` may be called from others meanwhile.
+All methods may be called from several threads at once: predictions and readings have a writer each.
 """
 
 from __future__ import annotations
@@ -9,16 +9,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
-from deployments.analytics.spans import DAY_NS, QUARTER_NS, Span
+from deployments.analytics.spans import Span
 from deployments.contracts import KeyedRequest, NotPersisted, RecordSet, StoredReply
 
 KEY_KEPT_S = 24 * 3600
 """How long a completed Idempotency-Key is remembered."""
-
-
-def oldest_kept_ns(retention_days: int, now_ns: int) -> int:
-    """The instant before which rows leave a store that keeps `retention_days`; the start of a quarter of an hour."""
-    return (now_ns - retention_days * DAY_NS) // QUARTER_NS * QUARTER_NS
 
 
 MAX_BUILDINGS = 1000

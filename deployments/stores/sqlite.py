@@ -118,14 +118,13 @@ class SqliteStore:
             raise StoreUnavailable(f"{self._path}: {error.strerror}") from error
         try:
             with explained(self._path):
-                self._connection = self._open()
-                self._retention = Retention(self._connection, retention_days)
+                self._connection = self._open(retention_days)
             self._inode = self._path.stat().st_ino
         except BaseException:
             self._ownership.release()
             raise
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, retention_days: int) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
         )
@@ -133,6 +132,7 @@ class SqliteStore:
             prepare(connection, self._path)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+            self._retention = Retention(connection, retention_days)
         except BaseException:
             connection.close()
             raise
@@ -140,9 +140,7 @@ class SqliteStore:
 
     def write(self, record_sets: Sequence[RecordSet]) -> list[WriteOutcome]:
         """See `PredictionStore.write`. One transaction; each record set, with its reply, is atomic inside it."""
-        outcomes: list[WriteOutcome] = [
-            refusal(record_set) or self._retention.refusal(record_set) for record_set in record_sets
-        ]
+        outcomes: list[WriteOutcome] = [refusal(record_set) for record_set in record_sets]
         if None not in outcomes:
             return outcomes
         with self._lock, explained(self._path):
@@ -150,17 +148,17 @@ class SqliteStore:
             connection = self._connection
             connection.execute("BEGIN IMMEDIATE")
             try:
+                self._retention.step(connection)
                 for index, record_set in enumerate(record_sets):
                     if outcomes[index] is None:
-                        outcomes[index] = _insert(connection, record_set)
+                        outcomes[index] = self._retention.refusal(record_set) or _insert(connection, record_set)
                 roll_up(
                     connection, [one for one, outcome in zip(record_sets, outcomes, strict=True) if outcome is None]
                 )
                 self._forget_old_keys()
-                self._retention.step(connection)
                 connection.execute("COMMIT")
             except BaseException:
-                self._retention.forget_step()
+                self._retention.undone()
                 # Some errors (a full disk) have already rolled the transaction back.
                 if connection.in_transaction:
                     with contextlib.suppress(sqlite3.Error):

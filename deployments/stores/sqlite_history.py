@@ -53,8 +53,16 @@ FROM prediction_quarter {_OF_SERIES} GROUP BY bucket ORDER BY bucket
 """  # noqa: S608 - a constant of ours
 _ROW = np.dtype([("time_ns", np.int64), ("kw", np.float64), ("minutes", np.int32), ("confidence", np.float64)])
 
-_LAST_READING = "SELECT max(time_ns) FROM sensor_reading WHERE building_id = ?"
-_LAST_PREDICTION = "SELECT max(time_ns) FROM prediction WHERE building_id = ? AND appliance_id = ?"
+# Of rows that have left, the quarters remain.
+_LAST_READING = """
+SELECT coalesce((SELECT max(time_ns) FROM sensor_reading WHERE building_id = :building_id),
+                (SELECT max(time_ns) FROM reading_quarter WHERE building_id = :building_id))
+"""
+_LAST_PREDICTION = """
+SELECT coalesce(
+  (SELECT max(time_ns) FROM prediction WHERE building_id = :building_id AND appliance_id = :appliance_id),
+  (SELECT max(time_ns) FROM prediction_quarter WHERE building_id = :building_id AND appliance_id = :appliance_id))
+"""
 _BUILDINGS = "SELECT building_id FROM building_revision ORDER BY building_id LIMIT ?"
 _REVISION = "SELECT revision FROM building_revision WHERE building_id = ?"
 
@@ -107,9 +115,10 @@ class SqliteHistory:
         return list(islice((one for one in found if one.reading_ns is not None or one.predictions), MAX_BUILDINGS))
 
     def _latest_of(self, building_id: str) -> Latest:
-        reading_ns = read_rows(self._path, _LAST_READING, (building_id,))[0][0]
+        building = {"building_id": building_id}
+        reading_ns = read_rows(self._path, _LAST_READING, building)[0][0]
         predictions = {
-            one: int(read_rows(self._path, _LAST_PREDICTION, (building_id, one))[0][0])
+            one: int(read_rows(self._path, _LAST_PREDICTION, building | {"appliance_id": one})[0][0])
             for one in self._appliances(building_id)
         }
         return Latest(building_id, reading_ns, predictions)

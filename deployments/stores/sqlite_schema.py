@@ -89,14 +89,14 @@ MINUTE_SQL = f"{_INTO_QUARTER} / {MINUTE_NS}"
 # Leaps from one appliance to the next in the primary key; DISTINCT would walk through all rows of the building.
 APPLIANCES_SQL = """
 WITH RECURSIVE one (id) AS (
-  SELECT min(appliance_id) FROM prediction WHERE building_id = :building_id
+  SELECT min(appliance_id) FROM prediction_quarter WHERE building_id = :building_id
   UNION ALL
-  SELECT (SELECT min(appliance_id) FROM prediction WHERE building_id = :building_id AND appliance_id > one.id)
+  SELECT (SELECT min(appliance_id) FROM prediction_quarter WHERE building_id = :building_id AND appliance_id > one.id)
   FROM one WHERE one.id IS NOT NULL
 )
 SELECT id FROM one WHERE id IS NOT NULL
 """
-"""The appliances of a building that have rows."""
+"""The appliances of a building that have, or once had, rows."""
 
 _FILL_ROLLUPS = (
     f"""

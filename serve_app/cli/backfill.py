@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import socket
 import uuid
 from collections import Counter
@@ -17,7 +18,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deployments.analytics.spans import MINUTE_NS
 from models.registry import Registry, RegistryEntry, RegistryError
 from serve_app.cli.train import fail
 from serve_app.instants import parse_moment, to_ns
@@ -27,24 +27,34 @@ if TYPE_CHECKING:
 
 CONNECT_S = 3.0
 ANSWER_S = 30.0
+COUNTS = {
+    "stored": "minutes stored",
+    "already_stored": "stored before",
+    "mains_missing": "no full window",
+    "not_kept": "not kept",
+}
+"""Of a `StretchDone`, and the columns they are shown in."""
 SAMPLE_PERIOD_S = 60.0
 """Of the models it can run: stored readings are put together to minutes."""
 
 
 def backfill(
-    building: Annotated[str, typer.Option(help="Whose readings.")],
+    building: Annotated[str, typer.Option(help="Whose readings: letters, digits, _ and -.")],
     start: Annotated[str, typer.Option("--from", help="ISO 8601 with offset, or a time before now like -30d.")],
     end: Annotated[str, typer.Option("--to", help="Up to: like --from.")] = "now()",
     appliance: Annotated[
         list[str] | None, typer.Option(help="Only this one; may be repeated.  [default: all that are served]")
     ] = None,
     model_version: Annotated[
-        str | None, typer.Option(help="A registered version.  [default: what serves each appliance]")
+        str | None,
+        typer.Option(help="A registered version; charts show the newest there is.  [default: what serves]"),
     ] = None,
     registry: Annotated[
         Path | None, typer.Option(help="Another registry than the packaged one, as in the service's `args`.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; each uses what live traffic leaves of a core.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes; each uses what live traffic leaves of a core.")
+    ] = 1,
     address: Annotated[
         str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
     ] = "",
@@ -58,6 +68,8 @@ def backfill(
     for package in ("pandas", "pyarrow"):
         if importlib.util.find_spec(package) is None:
             fail(f"{package} is not installed; this command needs the extra: pip install 'nilm-serve[backfill]'")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", building, re.ASCII):
+        fail("--building must be 1 to 64 letters, digits, _ and -")
     start_ns, stop_ns = _moment("--from", start), _moment("--to", end)
     if stop_ns <= start_ns:
         fail("--to must be after --from")
@@ -65,6 +77,7 @@ def backfill(
     import ray  # noqa: PLC0415 - it takes seconds to import
 
     try:
+        registry = registry.resolve() if registry is not None else None
         versions = _versions(application, appliance, model_version, registry)
         stored = _run(building, versions, start_ns, stop_ns, application, registry, workers)
     finally:
@@ -74,7 +87,7 @@ def backfill(
 
 def _moment(option: str, text: str) -> int:
     try:
-        return to_ns(parse_moment(text, datetime.now(UTC))) // MINUTE_NS * MINUTE_NS
+        return to_ns(parse_moment(text, datetime.now(UTC)))
     except ValueError as error:
         fail(f"{option} {error}")
 
@@ -122,6 +135,8 @@ def _versions(
 def _serving(application: str) -> dict[str, str]:
     """The version that serves each appliance now."""
     from ray import serve  # noqa: PLC0415 - it takes seconds to import
+    from ray.exceptions import RayError  # noqa: PLC0415
+    from ray.serve.exceptions import RayServeException  # noqa: PLC0415
 
     from serve_app.app import RESERVED_NAMES  # noqa: PLC0415 - imports Ray
 
@@ -133,7 +148,7 @@ def _serving(application: str) -> dict[str, str]:
         handle = serve.get_deployment_handle(name, application)
         try:
             state = handle.status.remote().result(timeout_s=ANSWER_S)
-        except TimeoutError:
+        except (TimeoutError, RayError, RayServeException):
             fail(f"{name} does not say which version serves")
         if state.model_version is not None:
             versions[name] = state.model_version
@@ -173,14 +188,14 @@ def _run(
 
 
 def _count(minutes: Counter[tuple[str, str]], done: StretchDone) -> None:
-    for what in ("stored", "already_stored", "mains_missing"):
+    for what in COUNTS:
         minutes[done.appliance_id, what] += getattr(done, what)
 
 
 def _summarise(building: str, versions: dict[str, str], minutes: Counter[tuple[str, str]]) -> None:
-    table = Table("appliance", "version", "minutes stored", "stored before", "no full window", title=building)
+    table = Table("appliance", "version", *COUNTS.values(), title=building)
     for appliance, version in versions.items():
-        counts = (minutes[appliance, what] for what in ("stored", "already_stored", "mains_missing"))
+        counts = (minutes[appliance, what] for what in COUNTS)
         table.add_row(appliance, version, *(f"{count:,}" for count in counts))
     Console().print(table)
     if not any(minutes[appliance, what] for appliance in versions for what in ("stored", "already_stored")):

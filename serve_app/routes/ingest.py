@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from deployments.contracts import RecordSet
-from deployments.stores.base import oldest_kept_ns
 from serve_app.access.principal import Principal
 from serve_app.access.scopes import Requires, Scope
 from serve_app.bodies import json_body, media_type_of, read_body
@@ -19,6 +17,7 @@ from serve_app.problems import Problem, Problems
 from serve_app.readings import ReadingList, as_problem, from_json, from_line_protocol
 from serve_app.schemas import ReadingFaultDocument, ReadingsRequest, ReadingsResponse, problem_responses
 from serve_app.services import Services, context_from, services_of
+from serve_app.store_client import TooOld
 
 PATH = "/ingest/readings"
 BODY_LIMIT_BYTES = 1024 * 1024
@@ -54,12 +53,16 @@ async def ingest_readings(
     with context.timed("auth"):
         grants = await services.grants.grants(principal, context.remaining_s())
     readings.keep(grants.may_use)
-    if services.settings.retention_days:
-        readings.refuse_before(oldest_kept_ns(services.settings.retention_days, time.time_ns()))
-    if not len(readings) or (all_or_nothing and readings.faults):
-        raise as_problem(readings.faults, readings.received)
-    with context.timed("persist"):
-        await services.store.persist(RecordSet((), context.deadline_s, readings=readings.arrays()))
+    while True:
+        if not len(readings) or (all_or_nothing and readings.faults):
+            raise as_problem(readings.faults, readings.received)
+        try:
+            with context.timed("persist"):
+                await services.store.persist(RecordSet((), context.deadline_s, readings=readings.arrays()))
+        except TooOld as late:
+            readings.refuse_before(late.oldest_kept_ns)
+        else:
+            break
     return ReadingsResponse(
         request_id=context.request_id,
         persisted=True,

@@ -26,6 +26,7 @@ BEFORE_S = 30.0
 SHORT_S = 5.0
 SHORT_OUTAGES = 5
 SAMPLES = 10
+LONGEST_RETURN_S = 120.0
 
 
 def main() -> None:
@@ -77,9 +78,12 @@ async def outage(bench: Bench, traffic: Traffic, seconds: float, pids: dict[str,
             show(f"store away for {time.monotonic() - started:.0f} s", pids)
     await asyncio.to_thread(bench.influx.start)
     mended = time.monotonic()
-    while not (later := [w.acknowledged_s for w in traffic.writes if (w.acknowledged_s or 0.0) > mended]):  # noqa: ASYNC110 - writes know no event
+    while time.monotonic() < mended + LONGEST_RETURN_S:
+        later = [write.acknowledged_s for write in traffic.writes if (write.acknowledged_s or 0.0) > mended]
+        if later:
+            return min(moment for moment in later if moment is not None) - mended
         await asyncio.sleep(0.02)
-    return min(moment for moment in later if moment is not None) - mended
+    raise SystemExit(f"nothing was acknowledged within {LONGEST_RETURN_S:.0f} s of the store's restart")
 
 
 def show(when: str, pids: dict[str, int]) -> None:

@@ -105,7 +105,8 @@ def test_it_stores_what_infer_says_once(service: Service) -> None:
             assert (row["model_version"], row["attribution"]) == (version, "final")
     again = run(service, "old-mill", 640, "--appliance", "kettle")
     assert again.returncode == 0, again.stderr
-    assert f"{len(rows)}" in again.stdout
+    counts = next(line.split("│")[3:6] for line in again.stdout.splitlines() if "kettle" in line)
+    assert [int(count) for count in counts[:2]] == [0, len(rows)]
     assert len(service.rows("building_id = 'old-mill'")) == len(rows)
     assert {row["request_id"] for row in service.rows("building_id = 'old-mill'")} == {
         row["request_id"] for row in rows.values()

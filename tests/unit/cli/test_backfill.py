@@ -12,7 +12,8 @@ from serve_app.cli.main import app
     ("arguments", "words"),
     [
         (["--from", "-1d", "--to", "-2d"], "--to must be after --from"),
-        (["--from", "-1d", "--to", "-1d"], "--to must be after --from"),
+        (["--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T00:00:00Z"], "--to must be after --from"),
+        (["--building", "[/red]", "--from", "-1d"], "--building must be 1 to 64 letters"),
         (["--from", "yesterday"], "--from must be ISO 8601"),
         (["--from", "2026-01-01T00:00:00"], "--from must be ISO 8601 with an offset"),
         (["--from", "1970-01-01T00:00:00Z"], "--from is before the year 2000"),

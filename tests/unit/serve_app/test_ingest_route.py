@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.contracts import NotPersisted, PersistFailure
+from deployments.contracts import NotPersisted, Persisted, PersistFailure, PersistResult, RecordSet
 from deployments.stores.checks import refusal
-from serve_app.instants import to_ns
 from serve_app.problems import Problem
 from serve_app.readings import from_json, from_line_protocol
 
@@ -282,12 +281,20 @@ def _never_breaks(parse: Any) -> None:
         assert refusal(RecordSet((), 0.0, readings=readings.arrays())) is None
 
 
-async def test_readings_older_than_what_is_kept_are_named_and_the_others_stored(kit: Any) -> None:
-    fresh = datetime.now(UTC) - timedelta(days=29)
-    old = datetime.now(UTC) - timedelta(days=31)
-    async with kit.start(retention_days=30) as service:
-        reply = await post(service, reading(ts=old.isoformat()), reading(ts=fresh.isoformat()))
-        assert reply.status_code == 200
-        assert reply.json()["errors"] == [{"index": 0, "field": "ts", "detail": "is older than what is kept here"}]
-        assert [row[1] for row in stored(service)] == [to_ns(fresh)]
-        assert (await post(service, reading(ts=old.isoformat()))).status_code == 422
+async def test_readings_older_than_what_the_store_keeps_are_named_and_the_others_stored(service: Any) -> None:
+    fresh, old = "2026-01-31T18:00:00+00:00", "2025-12-31T18:00:00+00:00"
+
+    def refuse_old(record_set: RecordSet) -> PersistResult:
+        oldest = int(record_set.readings.time_ns.min())  # type: ignore[union-attr]
+        return (
+            NotPersisted(PersistFailure.TOO_OLD, "older", oldest_kept_ns=TS_NS) if oldest < TS_NS else Persisted(1, 0.5)
+        )
+
+    service.store.answer = refuse_old
+    assert (await post(service, reading(ts=old), reading(ts=fresh), all_or_nothing=True)).status_code == 422
+    assert (await post(service, reading(ts=old))).status_code == 422
+    assert stored(service) == []
+    reply = await post(service, reading(ts=old), reading(ts=fresh))
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["errors"] == [{"index": 0, "field": "ts", "detail": "is older than what is kept here"}]
+    assert [row[1] for row in stored(service)] == [TS_NS]
