@@ -33,7 +33,7 @@ def main() -> None:
     """Start, load, break, mend, print."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=300.0, help="length of the long outage")
-    arguments.add_argument("--per-second", type=float, default=10.0, help="new writes a second")
+    arguments.add_argument("--per-second", type=float, default=5.0, help="new writes a second")
     chosen = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for bench in start_bench(Path(folder), "influxdb"):
@@ -41,30 +41,31 @@ def main() -> None:
 
 
 async def measure(bench: Bench, outage_s: float, per_second: float) -> None:
-    """The long outage, then the short ones, under one load."""
-    traffic = bench.traffic("outage")
-    whole_s = BEFORE_S + outage_s + 15.0 + SHORT_OUTAGES * (SHORT_S + 10.0)
-    load = asyncio.create_task(traffic.run(whole_s, per_second))
+    """The long outage, then the short ones, each under a load of its own that outlasts it."""
+    traffic = bench.traffic("long-outage")
+    load = asyncio.create_task(traffic.run(BEFORE_S + 1.3 * outage_s + 20.0, per_second))
     pids = {f"{name} {n}": pid for name in DEPLOYMENTS for n, pid in enumerate(bench.pids(name))}
     print(f"{'resident MB':<28}" + "".join(f"{name:>15}" for name in pids))
     for _ in range(3):
         await asyncio.sleep(BEFORE_S / 3)
         show("at work", pids)
     before = {name: resident_mb(pid) for name, pid in pids.items()}
-    back = [await outage(bench, traffic, outage_s, pids)]
-    await asyncio.sleep(10.0)
-    show("10 s after", pids)
-    print(
-        "growth over the outage: " + ", ".join(f"{n} {resident_mb(pid) - before[n]:+.0f} MB" for n, pid in pids.items())
-    )
-    for _ in range(SHORT_OUTAGES):
-        back.append(await outage(bench, traffic, SHORT_S, {}))
-        await asyncio.sleep(5.0)
-    print(f"first success after the restart of the store: {back[0]:.2f} s ({outage_s:.0f} s away); ", end="")
-    short = ", ".join(f"{seconds:.2f}" for seconds in sorted(back[1:]))
-    print(f"median {statistics.median(back[1:]):.2f} s of {short} ({SHORT_S:.0f} s away)")
+    back_s = await outage(bench, traffic, outage_s, pids)
     await load
-    bench.judge("outage", traffic.writes)
+    show("after it", pids)
+    print("growth: " + ", ".join(f"{name} {resident_mb(pid) - before[name]:+.0f} MB" for name, pid in pids.items()))
+    print(f"first success {back_s:.2f} s after the restart of the store, which was away for {outage_s:.0f} s")
+    bench.judge("long-outage", traffic.writes)
+    short_s = []
+    for n in range(SHORT_OUTAGES):
+        traffic = bench.traffic(f"short-outage-{n}")
+        load = asyncio.create_task(traffic.run(3 * SHORT_S, per_second))
+        await asyncio.sleep(SHORT_S / 2)
+        short_s.append(await outage(bench, traffic, SHORT_S, {}))
+        await load
+        bench.judge(f"short-outage-{n}", traffic.writes)
+    listed = ", ".join(f"{seconds:.2f}" for seconds in sorted(short_s))
+    print(f"first success after {SHORT_S:.0f} s away: median {statistics.median(short_s):.2f} s of {listed}")
 
 
 async def outage(bench: Bench, traffic: Traffic, seconds: float, pids: dict[str, int]) -> float:
