@@ -96,7 +96,7 @@ def test_it_stores_what_infer_says_once(service: Service) -> None:
         assert max(row["predicted_kw"] for row in rows.values()) > 1
         for n in range(0, 640 - size, 16):
             end = START + timedelta(minutes=n + size - 1)
-            body = {"building_id": "parity-mill", "appliance_id": "kettle", "window_end": end.isoformat()}
+            body = {"building_id": "parity-mill", "appliance_id": "kettle", "timestamp": end.isoformat()}
             reply = client.post("/infer", json=body | {"window": powers_kw[n : n + size].tolist()})
             assert reply.status_code == 200, reply.text
             row = rows[to_ns(START + timedelta(minutes=n + index))]
