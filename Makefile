@@ -27,8 +27,9 @@ test: $(VENV)/dev.stamp  ## Lint, formatting, types, then every test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	@# Once: addopts' -q and this -v give one line a file and the full count at the end.
-	$(VENV)/bin/pytest -v -rfEs --durations=12 $(ARGS)
+	@# addopts' -q and this -v give one line a file and the full count at the end. A running service is alone.
+	$(VENV)/bin/pytest -v -rfEs -n 2 --dist loadgroup tests/unit tests/contract $(ARGS)
+	$(VENV)/bin/pytest -v -rfEs --durations=12 tests/integration tests/fault $(ARGS)
 
 clean:  ## Remove the virtual environment and every cache; the data in .nilm stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis nilm_serve.egg-info

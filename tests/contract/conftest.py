@@ -18,9 +18,16 @@ from tests.servers.influx_process import InfluxServer
 from tests.servers.packages import PartsMissing, do_without
 from tests.servers.tsm import TsmServer
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 TOKEN, ORG, BUCKET = "test-token", "test-org", "predictions"
 COLUMNS = tuple(PredictionPoint.__dataclass_fields__)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All on one worker: they share servers, and two would install the same packages at once."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.xdist_group("contract"))
 
 
 @pytest.fixture

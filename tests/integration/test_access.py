@@ -34,7 +34,7 @@ def two_ingresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]
         "TRUSTED_PROXIES": PROXY,
         "REQUEST_TIMEOUT_S": str(TIMEOUT_S),
     }
-    config = service_config(folder / "serve_config.yaml", ingresses=REPLICAS)
+    config = service_config(folder / "serve_config.yaml", ingresses=REPLICAS, appliances=["kettle"])
     with running_service(folder, config, environment) as running:
         yield running
 
@@ -127,7 +127,8 @@ async def test_behind_haproxy_nobody_chooses_an_address(tmp_path: Path) -> None:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
     }
-    with running_service(tmp_path, environment=environment) as haproxy:
+    config = service_config(tmp_path / "serve_config.yaml", appliances=["kettle"])
+    with running_service(tmp_path, config, environment) as haproxy:
         sent = [
             {"Authorization": f"Bearer {token(f'user-{n}')}", "X-Forwarded-For": f"10.{n // 250}.{n % 250}.7"}
             for n in range(REQUESTS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.service import Service, running_service, shape_of
+from tests.integration.service import Service, running_service, service_config, shape_of
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +52,8 @@ def test_kill_9_of_every_process_loses_nothing_acknowledged_and_a_restart_keeps_
             stop.set()
             await asyncio.gather(*workers)
 
-    with running_service(tmp_path) as service:
+    config = service_config(tmp_path / "serve_config.yaml", appliances=["kettle"])
+    with running_service(tmp_path, config) as service:
         with service.client() as client:
             window = kettle_window(client)
         asyncio.run(load(service, window))
@@ -60,5 +61,5 @@ def test_kill_9_of_every_process_loses_nothing_acknowledged_and_a_restart_keeps_
         lost = set(acknowledged) - stored
         print(f"attempts {attempted}, acknowledged {len(acknowledged)}, stored {len(stored)}, lost {len(lost)}")
         assert not lost
-    with running_service(tmp_path) as again:
+    with running_service(tmp_path, config) as again:
         assert set(acknowledged) <= {row["request_id"] for row in again.rows()}
