@@ -183,8 +183,7 @@ def run(
         fn_constructor_args=(application, str(registry_path) if registry_path else None, request_id, patience_s),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=WORKER_CPUS,
-        max_restarts=WORKER_RESTARTS,
-        max_task_retries=WORKER_RESTARTS,
+        ray_remote_args_fn=lambda: {"max_restarts": WORKER_RESTARTS, "max_task_retries": WORKER_RESTARTS},
     )
     try:
         for row in done.iter_rows():
