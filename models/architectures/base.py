@@ -34,9 +34,6 @@ class SequenceModel(nn.Module, ABC):
     Where it does not answer, `forward` gives NaN: no answer is not "off".
     """
 
-    peak_learning_rate: float = 3e-3
-    """Of AdamW, at the top of training's one cycle."""
-
     power_scale_w: Tensor
 
     def __init__(self) -> None:

@@ -28,9 +28,6 @@ class Seq2Point(SequenceModel):
     layer holds 51,200 parameters for each sample of the window.
     """
 
-    peak_learning_rate = 1e-4
-    """Thirty times less than the others': steps of 3e-3 in its dense layer end the power head within thirty batches."""
-
     def __init__(self, input_window_size: int) -> None:
         super().__init__()
         if input_window_size < 1:

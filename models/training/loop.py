@@ -33,11 +33,12 @@ from one REFIT home to the other, energy came out 34 % too low without and 18 % 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides the weights, besides the recordings and the architecture's own learning rate."""
+    """Everything that decides the weights, besides the recordings. Learning rate per step of AdamW."""
 
     seed: int = 1
     steps: int = 1000
     batch_size: int = 64
+    learning_rate: float = 3e-3
     architecture: str = "TemporalPoolingUNet"
     architecture_params: tuple[tuple[str, Any], ...] = ()
     window: int = 512
@@ -73,12 +74,11 @@ class TrainingState:
         self.network.power_scale_w.fill_(sampler.target.typical_power_w)
         self.network.to(device).train()
         self.average = copy.deepcopy(self.network).eval()
-        rate = self.network.peak_learning_rate
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=rate, weight_decay=1e-3)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.learning_rate, weight_decay=1e-3)
         # A schedule of fewer steps has no room for its rise.
         total_steps = max(recipe.steps, 20)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, max_lr=rate, total_steps=total_steps, pct_start=0.1
+            self.optimiser, max_lr=recipe.learning_rate, total_steps=total_steps, pct_start=0.1
         )
 
     def state_dict(self) -> dict[str, object]:

@@ -89,12 +89,3 @@ def test_a_damaged_checkpoint_is_refused_and_never_run(tmp_path):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match="cannot be read"):
             run(TrainingLog(tmp_path, RECIPE, {}))
-
-
-@pytest.mark.parametrize(("architecture", "rate"), [("Seq2Point", 1e-4), ("CNNTransformer", 3e-3)])
-def test_an_architecture_is_trained_at_its_own_rate(architecture, rate):
-    rates = []
-    recipe = dataclasses.replace(RECIPE, architecture=architecture, architecture_params=(), steps=20)
-    sampler = BatchSampler(HOMES, KETTLE, WINDOW, recipe.seed)
-    train(sampler, recipe, "cpu", lambda report: rates.append(report.learning_rate))
-    assert 0.9 * rate < max(rates) <= rate * 1.001
