@@ -7,6 +7,7 @@ on the machine; `ray stop`, which ends everybody's, is never used.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -36,6 +37,7 @@ RAY_OUTPUT_FILE_NAME = "ray-start.log"
 KEPT_LOGS_NAME = "ray-logs"
 TEMP_LINK_NAME = "ray-temp"
 TEMP_PREFIX = "nilm-ray-"
+_ADDRESS = re.compile(r"ray start --address='([^']+)'")
 STOP_GRACE_S = 15.0
 """Measured: an idle cluster is gone 3.5 s after SIGTERM on two busy cores."""
 
@@ -106,7 +108,6 @@ class RayCluster:
 
     data_dir: Path
     temp_dir: Path
-    port: int
     dashboard_port: int
     token_path: Path
     process: subprocess.Popen[bytes]
@@ -120,10 +121,9 @@ class RayCluster:
         temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir="/tmp"))
         _remember_temp_dir(data_dir, temp_dir)
         environment = cluster_environment(base, data_dir, config_folder, temp_dir, token_path)
-        port = free_port()
         dashboard_port = free_port(DEFAULT_DASHBOARD_PORT)
         command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.executable]
-        command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+        command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0"]
         command += [f"--temp-dir={temp_dir}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
         # 0 lets the kernel choose; Ray would otherwise refuse every port above that lies in 10002-19999.
@@ -143,12 +143,16 @@ class RayCluster:
                 start_new_session=True,
             )
         owned = OwnedProcesses(data_dir, {process.pid})
-        return cls(data_dir, temp_dir, port, dashboard_port, token_path, process, owned)
+        return cls(data_dir, temp_dir, dashboard_port, token_path, process, owned)
 
     @property
     def address(self) -> str:
-        """Where programs of this machine join the cluster."""
-        return f"127.0.0.1:{self.port}"
+        """Where programs of this machine join the cluster; empty before Ray has said it.
+
+        Ray chooses the port itself: one that we found free could be an outgoing connection's when Ray takes it.
+        """
+        said = _ADDRESS.search((self.data_dir / RAY_OUTPUT_FILE_NAME).read_text(errors="replace"))
+        return said[1] if said else ""
 
     @property
     def dashboard_url(self) -> str:
@@ -184,6 +188,8 @@ class RayCluster:
                 deadline = 0.0
         if not self.owned.wait_gone(max(0.0, min(3.0, deadline - time.monotonic()))):
             self.owned.end(grace_s=0.0 if grace_s == 0 else 1.0)
+        # Whatever was found above: this wait has no end of its own.
+        self.process.kill()
         self.process.wait()
         shutil.rmtree(self.temp_dir, ignore_errors=True)
         (self.data_dir / TEMP_LINK_NAME).unlink(missing_ok=True)
