@@ -21,7 +21,7 @@ from deployments.history_contracts import MinutesQuery, StoredMinutes
 from models.attribution import Attribution
 from models.loader import LoadedModel
 from models.registry import RegistryEntry
-from models.signal import W_PER_KW, sliding_windows
+from models.signal import W_PER_KW, complete_windows, sliding_windows
 
 ATTRIBUTION = Attribution.FINAL
 """The past has both sides of every instant; a provisional answer would say less."""
@@ -88,9 +88,9 @@ def pending(query: MinutesQuery, entry: RegistryEntry, stored: StoredMinutes) ->
     index = entry.sample_indices[ATTRIBUTION]
     mains_kw = np.full((query.mains_stop_ns - query.mains_start_ns) // MINUTE_NS, np.nan)
     mains_kw[(stored.mains_ns - query.mains_start_ns) // MINUTE_NS] = stored.mains_kw
-    windows_kw = sliding_windows(mains_kw.astype(np.float32), entry.input_window_size)
-    missing = np.concatenate(([0], np.cumsum(np.isnan(mains_kw))))
-    complete = missing[entry.input_window_size :] == missing[: -entry.input_window_size]
+    series_kw = mains_kw.astype(np.float32)
+    windows_kw = sliding_windows(series_kw, entry.input_window_size)
+    complete = complete_windows(series_kw, entry.input_window_size)
     done = np.zeros(len(windows_kw), dtype=np.bool_)
     done[(stored.predicted_ns - query.start_ns) // MINUTE_NS] = True
     chosen = np.flatnonzero(complete & ~done)

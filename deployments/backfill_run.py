@@ -47,7 +47,6 @@ class StretchDone:
     """What became of one stretch, in minutes; with `failure`, why the backfill cannot go on."""
 
     appliance_id: str
-    model_version: str
     stored: int = 0
     already_stored: int = 0
     mains_missing: int = 0
@@ -63,13 +62,12 @@ class BackfillFailed(Exception):
 class StretchWorker:
     """Ray Data's worker: one stretch a call, as rows of a data set."""
 
-    def __init__(self, application: str, registry_path: str | None, request_id: str, patience_s: float) -> None:
+    def __init__(self, application: str, registry_path: str | None, request_id: str) -> None:
         _give_way()
         self._history = serve.get_deployment_handle("history", application)
         self._persistence = serve.get_deployment_handle("persistence", application)
         self._registry_path = Path(registry_path) if registry_path else None
         self._request_id = request_id
-        self._patience_s = patience_s
         self._models: dict[tuple[str, str], LoadedModel] = {}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -78,11 +76,11 @@ class StretchWorker:
         try:
             done = self._run(stretch)
         except (BackfillFailed, RegistryError, ArtifactRefused) as failure:
-            done = StretchDone(stretch.appliance_id, stretch.model_version, failure=str(failure))
+            done = StretchDone(stretch.appliance_id, failure=str(failure))
         except Exception as error:
             logger.exception("a stretch could not be backfilled")
             reason = f"a worker failed with {type(error).__name__}: {error}"
-            done = StretchDone(stretch.appliance_id, stretch.model_version, failure=reason)
+            done = StretchDone(stretch.appliance_id, failure=reason)
         return asdict(done)
 
     def _run(self, stretch: Stretch) -> StretchDone:
@@ -103,7 +101,6 @@ class StretchWorker:
             stored += self._patiently(lambda part=part: self._write(part))  # type: ignore[misc]
         return StretchDone(
             stretch.appliance_id,
-            stretch.model_version,
             stored=stored,
             not_kept=len(minutes.time_ns) - stored,
             already_stored=minutes.already_stored,
@@ -134,7 +131,7 @@ class StretchWorker:
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Reads and writes may be made twice, so whatever may pass is waited for. Raises BackfillFailed."""
-        until = time.monotonic() + self._patience_s
+        until = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return call()
@@ -145,7 +142,7 @@ class StretchWorker:
             except (RayError, RayServeException, TimeoutError) as lost:
                 reason, pause_s = f"no answer ({type(lost).__name__})", 1.0
             if time.monotonic() + pause_s > until:
-                raise BackfillFailed(f"the store was away for {self._patience_s:.0f} s: {reason}")
+                raise BackfillFailed(f"the store was away for {PATIENCE_S:.0f} s: {reason}")
             time.sleep(pause_s)
 
 
@@ -169,7 +166,6 @@ def run(
     registry_path: Path | None,
     request_id: str,
     workers: int = 1,
-    patience_s: float = PATIENCE_S,
 ) -> Iterator[StretchDone]:
     """What became of each stretch, as it ends. The driver must be connected to the cluster.
 
@@ -180,7 +176,7 @@ def run(
     rows = ray.data.from_items([asdict(stretch) for stretch in work], override_num_blocks=len(work))
     done = rows.map(
         StretchWorker,  # type: ignore[arg-type]  # a class, of which Ray makes an instance in each worker
-        fn_constructor_args=(application, str(registry_path) if registry_path else None, request_id, patience_s),
+        fn_constructor_args=(application, str(registry_path) if registry_path else None, request_id),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=WORKER_CPUS,
         ray_remote_args_fn=lambda: {"max_restarts": WORKER_RESTARTS, "max_task_retries": WORKER_RESTARTS},

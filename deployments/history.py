@@ -10,8 +10,10 @@ import asyncio
 import gzip
 import hashlib
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import orjson
@@ -27,6 +29,9 @@ FORMAT = 1
 GZIP_LEVEL = 4
 """Half the time of the default, and a tenth larger."""
 
+Q = TypeVar("Q")
+A = TypeVar("A")
+
 
 class HistoryReplica:
     """Reads the store on threads of its own."""
@@ -37,17 +42,16 @@ class HistoryReplica:
 
     async def ask(self, query: HistoryQuery) -> HistoryAnswer | HistoryFailed:
         """The document a query asks for, or only its tag when the caller has it already."""
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._threads, answer, self._reader, query)
-        except StoreUnavailable as failure:
-            return HistoryFailed(failure.detail, failure.retry_after_s)
+        return await self._in_thread(answer, query)
 
     async def minutes(self, query: MinutesQuery) -> StoredMinutes | HistoryFailed:
         """What a backfill needs to know."""
+        return await self._in_thread(minutes, query)
+
+    async def _in_thread(self, read: Callable[[HistoryReader, Q], A], query: Q) -> A | HistoryFailed:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, minutes, self._reader, query)
+            return await loop.run_in_executor(self._threads, read, self._reader, query)
         except StoreUnavailable as failure:
             return HistoryFailed(failure.detail, failure.retry_after_s)
 

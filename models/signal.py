@@ -6,6 +6,8 @@ A missing sample is NaN or masked here, never zero: missing is not "off".
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -90,6 +92,13 @@ def normalise(power_w: FloatArray, mean: float, std: float, clip_w: float | None
     if clip_w is not None:
         values = np.clip(values, 0.0, clip_w)
     return ((values - np.float32(mean)) / np.float32(std)).astype(np.float32)
+
+
+def complete_windows(series: npt.NDArray[np.floating[Any]], window_size: int) -> BoolArray:
+    """Which of all windows of `sliding_windows(series, window_size)` hold no NaN, by a running count of them."""
+    missing = np.concatenate(([0], np.cumsum(np.isnan(series))))
+    complete: BoolArray = missing[window_size:] == missing[:-window_size]
+    return complete
 
 
 def sliding_windows(series: FloatArray, window_size: int, stride: int = 1) -> FloatArray:

@@ -59,18 +59,19 @@ class ReadingList:
     def keep(self, may_use: Callable[[str], bool]) -> None:
         """Refuse the readings of buildings that the caller may not use."""
         allowed = {building_id: may_use(building_id) for building_id in {building_id for building_id, _ in self._rows}}
-        for (building_id, time_ns), (index, _) in list(self._rows.items()):
-            if not allowed[building_id]:
-                del self._rows[building_id, time_ns]
-                self.refuse(index, "building_id", "is not yours, or does not exist")
-        self.faults.sort(key=lambda fault: fault.index)
+        self._refuse_where(
+            lambda building_id, _: not allowed[building_id], "building_id", "is not yours, or does not exist"
+        )
 
     def refuse_before(self, oldest_ns: int) -> None:
         """Refuse the readings of times whose rows have left the store."""
+        self._refuse_where(lambda _, time_ns: time_ns < oldest_ns, "ts", "is older than what is kept here")
+
+    def _refuse_where(self, unwanted: Callable[[str, int], bool], place: str, detail: str) -> None:
         for (building_id, time_ns), (index, _) in list(self._rows.items()):
-            if time_ns < oldest_ns:
+            if unwanted(building_id, time_ns):
                 del self._rows[building_id, time_ns]
-                self.refuse(index, "ts", "is older than what is kept here")
+                self.refuse(index, place, detail)
         self.faults.sort(key=lambda fault: fault.index)
 
     def __len__(self) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
 import socket
 import uuid
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.registry import Registry, RegistryEntry, RegistryError
-from serve_app.cli.train import fail
-from serve_app.instants import parse_moment, to_ns
+from serve_app.cli.db import moment_ns
+from serve_app.cli.train import fail, require_tools
+from serve_app.schemas import IDENTIFIER_PATTERN
 
 if TYPE_CHECKING:
     from deployments.backfill_run import StretchDone
@@ -65,12 +64,10 @@ def backfill(
     Minutes that have a prediction of that version are passed over, so the same command goes on where it was stopped.
     Live traffic goes first.
     """
-    for package in ("pandas", "pyarrow"):
-        if importlib.util.find_spec(package) is None:
-            fail(f"{package} is not installed; this command needs the extra: pip install 'nilm-serve[backfill]'")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", building, re.ASCII):
+    require_tools("backfill")
+    if not re.fullmatch(IDENTIFIER_PATTERN, building):
         fail("--building must be 1 to 64 letters, digits, _ and -")
-    start_ns, stop_ns = _moment("--from", start), _moment("--to", end)
+    start_ns, stop_ns = moment_ns("--from", start), moment_ns("--to", end)
     if stop_ns <= start_ns:
         fail("--to must be after --from")
     _connect(address)
@@ -83,13 +80,6 @@ def backfill(
     finally:
         ray.shutdown()
     _summarise(building, versions, stored)
-
-
-def _moment(option: str, text: str) -> int:
-    try:
-        return to_ns(parse_moment(text, datetime.now(UTC)))
-    except ValueError as error:
-        fail(f"{option} {error}")
 
 
 def _connect(address: str) -> None:

@@ -88,7 +88,11 @@ def export(
         fail("name a file that ends in .csv or .parquet")
     if target.exists():
         fail(f"{target} exists; name another file")
-    start_ns, stop_ns = _moment("--start", start, TIME_NS_MIN), _moment("--end", end, TIME_NS_MAX)
+    start_ns, stop_ns = TIME_NS_MIN, TIME_NS_MAX
+    if start is not None:
+        start_ns = moment_ns("--start", start)
+    if end is not None:
+        stop_ns = moment_ns("--end", end)
     unfinished = target.with_name(target.name + ".unfinished")
     shown = (TextColumn("{task.description}"), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
     try:
@@ -154,9 +158,8 @@ def _file(data_dir: Path) -> Path:
     return path
 
 
-def _moment(option: str, text: str | None, default_ns: int) -> int:
-    if text is None:
-        return default_ns
+def moment_ns(option: str, text: str) -> int:
+    """An option's ISO 8601 instant, or time before now, in ns since 1970; ends with one sentence when it is neither."""
     try:
         return to_ns(parse_moment(text, datetime.now(UTC)))
     except ValueError as error:

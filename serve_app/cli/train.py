@@ -199,11 +199,11 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def require_tools() -> None:
-    """Ends with one sentence when the `tools` extra is not installed."""
+def require_tools(extra: str = "tools") -> None:
+    """Ends with one sentence when pandas and pyarrow, which `extra` brings, are not installed."""
     for package in ("pandas", "pyarrow"):
         if importlib.util.find_spec(package) is None:
-            fail(f"{package} is not installed; this command needs the extra: pip install 'nilm-serve[tools]'")
+            fail(f"{package} is not installed; this command needs the extra: pip install 'nilm-serve[{extra}]'")
 
 
 @contextmanager

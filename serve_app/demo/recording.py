@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from models.signal import FLAT_GAP_S, W_PER_KW
+from models.signal import FLAT_GAP_S, W_PER_KW, complete_windows
 from serve_app.demo.errors import SourceError
 
 FloatArray = NDArray[np.float64]
@@ -169,10 +169,8 @@ def _default_first(recording: Recording, earliest: int, latest: int, wanted: int
 
 
 def _complete_targets(recording: Recording, window_size: int, output_index: int) -> list[int]:
-    """Output samples whose whole window is known, by a running count of missing samples."""
-    missing = np.concatenate(([0], np.cumsum(np.isnan(recording.aggregate_w))))
-    complete = missing[window_size:] == missing[:-window_size]
-    return [int(begin) + output_index for begin in np.flatnonzero(complete)]
+    """Output samples whose whole window is known."""
+    return [int(begin) + output_index for begin in np.flatnonzero(complete_windows(recording.aggregate_w, window_size))]
 
 
 def _window(recording: Recording, target: int, output_index: int, ahead: int) -> WindowRequest:
