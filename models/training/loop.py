@@ -155,7 +155,7 @@ def _losses(network: SequenceModel, sampler: BatchSampler, size: int, device: st
 
     Absolute rather than squared error: its optimum is a quantile, which is exactly zero for a rare load.
     """
-    batch = sampler.batch(size)
+    batch = sampler.batch(size, network.answers_for)
     mains = torch.from_numpy(normalise(batch.mains_w, MAINS_MEAN_W, MAINS_STD_W)).to(device)
     power_w = torch.from_numpy(batch.power_w).to(device)
     state = torch.from_numpy(batch.state).to(device)

@@ -90,14 +90,18 @@ class BatchSampler:
         """Goes on from what `random_state` gave."""
         self._rng.bit_generator.state = json.loads(state)
 
-    def batch(self, size: int) -> Batch:
-        """The next `size` windows, the first half real and the second half composed."""
-        real = self._real(size - size // 2)
-        composed = self._composed(size // 2)
+    def batch(self, size: int, answers_for: int | None = None) -> Batch:
+        """The next `size` windows, the first half real and the second half composed.
+
+        `answers_for` is the only sample of a window that the network answers for, None if it answers for each. Half of
+        the windows with a cycle of the target then have it on that sample, half just beside it.
+        """
+        real = self._real(size - size // 2, answers_for)
+        composed = self._composed(size // 2, answers_for)
         return Batch(*(np.concatenate(pair) for pair in zip(real, composed, strict=True)))
 
-    def _real(self, size: int) -> tuple[FloatArray, ...]:
-        starts = self._mixed_starts(self.target.appliance_id, size, share_active=0.6)
+    def _real(self, size: int, answers_for: int | None) -> tuple[FloatArray, ...]:
+        starts = self._mixed_starts(self.target.appliance_id, size, 0.6, answers_for)
         positions = starts[:, None] + np.arange(self.window)
         factor = self._rng.uniform(0.9, 1.1, (size, 1)).astype(np.float32)
         power = self._power[self.target.appliance_id][positions] * factor
@@ -108,14 +112,14 @@ class BatchSampler:
             self._valid[positions].astype(np.float32),
         )
 
-    def _composed(self, size: int) -> tuple[FloatArray, ...]:
+    def _composed(self, size: int, answers_for: int | None) -> tuple[FloatArray, ...]:
         background = self._random_starts(size)[:, None] + np.arange(self.window)
         mains = self._residual[background] * self._rng.uniform(0.7, 1.4, (size, 1)).astype(np.float32)
         target_w = np.zeros_like(mains)
         state = np.zeros_like(mains)
         for name in self._names:
             is_target = name == self.target.appliance_id
-            starts = self._mixed_starts(name, size, share_active=0.6 if is_target else 0.5)
+            starts = self._mixed_starts(name, size, *((0.6, answers_for) if is_target else (0.5, None)))
             offsets = self._offsets(name, size)
             positions = np.clip(np.rint(starts[:, None] + offsets).astype(np.int64), 0, self._mains.size - 1)
             power = self._varied(name, self._power[name][positions])
@@ -185,15 +189,19 @@ class BatchSampler:
     def _random_starts(self, size: int) -> IntArray:
         return self._rng.choice(self._starts, size)
 
-    def _mixed_starts(self, name: str, size: int, share_active: float) -> IntArray:
-        """Window starts, `share_active` of them with an activation of `name` at a uniformly random place."""
+    def _mixed_starts(self, name: str, size: int, share_active: float, answers_for: int | None) -> IntArray:
+        """Window starts, `share_active` of them with an activation of `name`: at a random place or by `answers_for`."""
         starts = self._random_starts(size)
         activations = self._activations[name]
         if activations.size == 0:
             return starts
         chosen = activations[self._rng.integers(0, len(activations), size)]
-        # A random sample of the cycle at a random place of the window: every output position learns alike.
-        sample = chosen[:, 0] + (self._rng.random(size) * (chosen[:, 1] - chosen[:, 0])).astype(np.int64)
-        candidate = np.clip(sample - self._rng.integers(0, self.window, size), 0, self._mains.size - self.window)
+        share, place = self._rng.random(size), self._rng.integers(0, self.window, size)
+        if answers_for is not None:
+            # From half a cycle before it to half a cycle after: what is beside a cycle is hardest to tell from it.
+            share, place = 2.0 * share - 0.5, np.full(size, answers_for)
+        # Else a random sample of the cycle at a random place of the window: every output position learns alike.
+        sample = chosen[:, 0] + np.floor(share * (chosen[:, 1] - chosen[:, 0])).astype(np.int64)
+        candidate = np.clip(sample - place, 0, self._mains.size - self.window)
         take = self._usable[candidate] & (self._rng.random(size) < share_active)
         return np.where(take, candidate, starts)

@@ -18,6 +18,12 @@ from models.architectures import build
 LEGACY_PARAMS = {"input_channels": 1, "d_model": 64, "n_heads": 4, "n_layers": 2}
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Random weights and windows are the same in every run, whichever tests ran before in the process."""
+    torch.manual_seed(0)
+
+
 @dataclass
 class RegistryFolder:
     """A registry.json in `root` and the weights it names; `entry` may be edited, then `write` again."""

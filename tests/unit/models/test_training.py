@@ -58,6 +58,17 @@ def test_batches_add_up():
     assert batch.state[:, -16:].sum() > 0
 
 
+def test_a_network_that_answers_for_one_sample_learns_from_cycles_there_and_beside_it():
+    state = BatchSampler(HOMES, KETTLE, WINDOW, seed=3).batch(4000, answers_for=WINDOW // 2).state
+    at_the_sample = state[:, WINDOW // 2].mean()
+    # .6 of the windows hold a cycle by choice, half of them at the sample; by chance hardly any would.
+    assert 0.2 < at_the_sample < 0.4
+    beside = (state[:, WINDOW // 2] == 0) & (state[:, WINDOW // 2 - 4 : WINDOW // 2 + 5].max(axis=1) > 0)
+    assert beside.mean() > 0.1
+    balanced_by_window = BatchSampler(HOMES, KETTLE, WINDOW, seed=3).batch(4000).state
+    assert balanced_by_window[:, WINDOW // 2].mean() < at_the_sample / 3
+
+
 def test_windows_of_missing_mains_are_not_sampled_and_missing_samples_weigh_nothing():
     gone = dataclasses.replace(HOMES[0], valid=np.zeros(len(HOMES[0]), dtype=np.bool_))
     valid = HOMES[1].valid.copy()
