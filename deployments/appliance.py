@@ -1,24 +1,24 @@
-"""ApplianceModel: one appliance's model behind Serve's dynamic batching, with a verified swap of versions.
+"""ApplianceModel: one appliance's versions behind Serve's dynamic batching.
 
-`reconfigure` never raises and, once something serves, never loads: an exception there leaves the deployment without
-a usable replica, and a slow one holds requests. It records what is wanted; a task beside the serving model prepares
-and verifies it, then one assignment switches. A version that fails any step is refused and reported as state.
+Which versions, and which one answers for a building, is the coordinator's word (`follower`, `versions`); Serve's own
+`reconfigure` is not used, because it takes a replica out of the rotation for a second. A canary that fails at a window
+fails nobody: the stable version answers instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ray
 import torch
 from ray import serve
 
+from deployments.comparison import Answered, Comparison
 from deployments.contracts import (
     ApplianceStatus,
     Inference,
@@ -26,99 +26,71 @@ from deployments.contracts import (
     InferenceRefused,
     InferenceRequest,
     InferenceResult,
-    PowerInterval,
-    RefusedVersion,
 )
-from models.architectures import COVERAGES
-from models.loader import ArtifactRefused, LoadedModel, ModelOutput, load_verified
-from models.registry import Registry, RegistryError
+from deployments.follower import Follower
+from deployments.forward import Call, Forward
+from deployments.rollout_contracts import Role
+from deployments.tally import Said, Tally
+from deployments.versions import Serving, Versions
+from models.registry import Registry
 
 MAX_BATCH_WINDOWS = 64
+CANARY_PATIENCE_S = 2.0
+"""Then the stable version answers: a client's deadline, 10 s, leaves it the time."""
+BUSY_WINDOWS = 32
+"""Live windows in the replica from which on nothing is compared: half a full batch waits already."""
 logger = logging.getLogger("ray.serve")
 
 
 class ApplianceModel:
     """Runs the windows of one appliance.
 
-    `registry_path`: another registry than the packaged one. `device`: "cpu", "cuda" or "auto" (a GPU if there is one).
+    `coordinator`: the handle whose orders it follows. `registry_path`: another registry than the packaged one.
+    `device`: "cpu", "cuda" or "auto" (a GPU if there is one).
     """
 
-    def __init__(self, appliance_id: str, registry_path: str | None = None, device: str = "auto") -> None:
+    async def __init__(  # type: ignore[misc]
+        self, appliance_id: str, coordinator: Any, registry_path: str | None = None, device: str = "auto"
+    ) -> None:
         # One thread a replica: several replicas share the machine, and torch's own pool would fight them.
         torch.set_num_threads(1)
         self._appliance_id = appliance_id
-        self._registry_path = Path(registry_path) if registry_path else None
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._serving: LoadedModel | None = None
-        self._wanted = ""
-        self._refused: RefusedVersion | None = None
-        self._loading = False
-        self._swap_lock = asyncio.Lock()
-        self._swap_task: asyncio.Task[None] | None = None
-        self._forward_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
-        self._windows_total = 0
-        self._batches_total = 0
-        self._largest_batch = 0
-
-    async def reconfigure(self, user_config: object) -> None:
-        """Take `{"model_version": "1.2.0"}` from serve_config.yaml. Never raises; see the module's text."""
-        version = _wanted_version(user_config)
-        if version is None:
-            self._refuse(str(user_config)[:80], "bad_user_config", "user_config must be {model_version: <text>}")
-            return
-        self._wanted = version
-        self._loading = True
-        self._swap_task = asyncio.create_task(self._swap(version))
-        if self._serving is None:
-            # A new replica takes no traffic until this returns, so it is warm before its first window.
-            await asyncio.shield(self._swap_task)
-
-    async def _swap(self, version: str) -> None:
-        async with self._swap_lock:
-            if version != self._wanted:
-                return  # A later deploy has overtaken this one.
-            try:
-                model = await asyncio.to_thread(self._load, version)
-            except RegistryError as error:
-                self._refuse(version, "not_registered", str(error))
-            except ArtifactRefused as error:
-                self._refuse(version, str(error.reason), error.detail)
-            except Exception as error:
-                # An architecture may fail in any way; whatever it is must not stop the version that serves.
-                logger.exception("loading %s %s failed", self._appliance_id, version)
-                self._refuse(version, "load_failed", type(error).__name__)
-            else:
-                if version != self._wanted and self._serving is not None:
-                    return  # Rolled back while it loaded: it must not serve, not even until the next one is ready.
-                self._serving = model
-                self._refused = None
-                logger.info("%s serves version %s", self._appliance_id, version)
-            finally:
-                if version == self._wanted:
-                    self._loading = False
-
-    def _load(self, version: str) -> LoadedModel:
-        registry = Registry.load(self._registry_path)
-        return load_verified(registry.resolve(self._appliance_id, version), registry.root, self._device)
-
-    def _refuse(self, version: str, reason: str, detail: str) -> None:
-        self._refused = RefusedVersion(model_version=version, reason=reason, detail=detail)
-        serving = self._serving.entry.model_version if self._serving else None
-        logger.error(
-            "%s refuses version %s: %s (%s); serving: %s",
-            self._appliance_id,
-            version,
-            reason,
-            detail,
-            serving,
+        self._tally = Tally(appliance_id)
+        path = Path(registry_path) if registry_path else None
+        self._versions = Versions(appliance_id, lambda: Registry.load(path), self._device, self._begin)
+        context = ray.get_runtime_context()
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._follower = Follower(
+            coordinator, replica, context.get_node_id(), appliance_id, self._versions, self._tally
         )
+        self._stable = Forward("stable")
+        self._canary = Forward("canary")
+        self._comparison = Comparison(self._tally)
+        self._live = 0
+        self._plan_number: int | None = None
+        self._following = asyncio.create_task(self._follower.run())
+        # A new replica takes no traffic until this returns, so it is warm before its first window.
+        await self._follower.settled.wait()
+        if self._versions.current() is None and self._follower.peers:
+            # Others serve: this one would only refuse what they can answer. Serve starts another.
+            raise RuntimeError(f"{appliance_id} cannot serve: {self._follower.nothing}")
+
+    def _begin(self, serving: Serving) -> None:
+        directive = serving.directive
+        if directive.plan_number != self._plan_number:
+            self._plan_number = directive.plan_number
+            self._tally.begin(directive.plan.guard.slow_ms)
+        versions = ", ".join(f"{one.role} {one.model_version}" for one in serving.loaded)
+        logger.info("%s serves %s", self._appliance_id, versions)
 
     async def status(self) -> ApplianceStatus:
         """What this replica serves now."""
-        entry = self._serving.entry if self._serving else None
+        serving = self._versions.current()
+        entry = serving.stable.entry if serving else None
+        stats = self._stable.stats
         return ApplianceStatus(
             appliance_id=self._appliance_id,
-            wanted_version=self._wanted,
             model_id=entry.model_id if entry else None,
             model_version=entry.model_version if entry else None,
             artifact_sha256=entry.artifact_sha256 if entry else None,
@@ -126,104 +98,81 @@ class ApplianceModel:
             sample_indices=entry.sample_indices if entry else None,
             sample_period_s=entry.sample_period_s if entry else None,
             device=self._device,
-            loading=self._loading,
-            refused=self._refused,
-            windows_total=self._windows_total,
-            batches_total=self._batches_total,
-            largest_batch=self._largest_batch,
+            loading=self._follower.loading,
+            nothing="" if entry else self._follower.nothing,
+            windows_total=stats.windows_total + self._canary.stats.windows_total,
+            batches_total=stats.batches_total + self._canary.stats.batches_total,
+            largest_batch=max(stats.largest_batch, self._canary.stats.largest_batch),
         )
 
     async def infer(self, request: InferenceRequest) -> InferenceResult:
         """Run one window; whatever waits meanwhile shares the next forward pass."""
-        model = self._serving
-        if model is None:
-            detail = f"{self._refused.reason}: {self._refused.detail}" if self._refused else "still loading"
-            return InferenceRefused(InferenceRefusal.NO_MODEL, detail)
-        result: InferenceResult = await self._run_batch((request, time.perf_counter()))
-        return result
+        serving = self._versions.current()
+        if serving is None:
+            return InferenceRefused(InferenceRefusal.NO_MODEL, self._follower.nothing or "still loading")
+        call: Call = (request, time.perf_counter())
+        self._live += 1
+        try:
+            if serving.role_for(request.building_id) is Role.CANARY:
+                answer: InferenceResult | None = await self._run_canary(call)
+                if answer is not None:
+                    return answer
+            result: InferenceResult = await self._run_stable(call)
+            return result
+        finally:
+            self._live -= 1
 
     # No wait: while one forward pass runs in its thread, everything that arrives forms the next batch, so a lone
-    # request is never delayed for company that may not come.
+    # request is never delayed for company that may not come. A queue for each role: nobody waits for a slow canary.
     @serve.batch(max_batch_size=MAX_BATCH_WINDOWS, batch_wait_timeout_s=0.0)
-    async def _run_batch(self, calls: list[tuple[InferenceRequest, float]]) -> list[InferenceResult]:
-        model = self._serving
-        if model is None:
+    async def _run_stable(self, calls: list[Call]) -> list[InferenceResult]:
+        serving = self._versions.current()
+        if serving is None:
             return [InferenceRefused(InferenceRefusal.NO_MODEL, "no version is loaded") for _ in calls]
-        results: list[InferenceResult | None] = [_refusal(request, model) for request, _ in calls]
-        rows = [i for i, refused in enumerate(results) if refused is None]
-        if rows:
-            started = time.perf_counter()
-            block = np.ascontiguousarray([calls[i][0].window_kw for i in rows], dtype=np.float32)
-            loop = asyncio.get_running_loop()
-            outputs = await loop.run_in_executor(self._forward_thread, model.predict, block)
-            forward_ms = (time.perf_counter() - started) * 1000
-            self._windows_total += len(rows)
-            self._batches_total += 1
-            self._largest_batch = max(self._largest_batch, len(rows))
-            for position, i in enumerate(rows):
-                request, arrived = calls[i]
-                results[i] = _inference(
-                    model,
-                    request,
-                    outputs[request.attribution],
-                    position,
-                    batch_size=len(rows),
-                    queue_ms=(started - arrived) * 1000,
-                    forward_ms=forward_ms,
-                )
-        return [result for result in results if result is not None]
+        results = await self._stable.run(serving.stable, calls)
+        self._count(Role.STABLE, calls, results)
+        shadow, plan = serving.models.get(Role.SHADOW), serving.directive.plan.shadow
+        if shadow is not None and plan is not None:
+            for (request, _), result in zip(calls, results, strict=True):
+                if isinstance(result, Inference) and random.random() < plan.sample:  # noqa: S311 - no secret
+                    self._compare(Answered(Role.SHADOW, request, result, shadow))
+        return results
 
+    @serve.batch(max_batch_size=MAX_BATCH_WINDOWS, batch_wait_timeout_s=0.0)
+    async def _run_canary(self, calls: list[Call]) -> list[InferenceResult | None]:
+        """None where the stable version has to answer. Never raises."""
+        serving = self._versions.current()
+        canary = serving.models.get(Role.CANARY) if serving else None
+        if serving is None or canary is None:
+            return [None] * len(calls)  # demoted, while they waited
+        if self._canary.busy:  # with a batch that was given up
+            self._tally.failed(Role.CANARY, len(calls))
+            return [None] * len(calls)
+        try:
+            async with asyncio.timeout(CANARY_PATIENCE_S):
+                results: list[InferenceResult] = await self._canary.run(canary, calls)
+        except Exception as error:
+            if not isinstance(error, TimeoutError):
+                logger.exception("%s: the canary failed", self._appliance_id)
+            self._tally.failed(Role.CANARY, len(calls))
+            return [None] * len(calls)
+        bad = [isinstance(r, InferenceRefused) and r.reason is InferenceRefusal.BAD_OUTPUT for r in results]
+        self._tally.failed(Role.CANARY, sum(bad))
+        self._count(Role.CANARY, calls, results)
+        for (request, _), result in zip(calls, results, strict=True):
+            if isinstance(result, Inference):
+                self._compare(Answered(Role.CANARY, request, result, serving.stable))
+        return [None if failed else result for failed, result in zip(bad, results, strict=True)]
 
-def _wanted_version(user_config: object) -> str | None:
-    if not isinstance(user_config, Mapping) or set(user_config) != {"model_version"}:
-        return None
-    version: Any = user_config["model_version"]
-    return version if isinstance(version, str) and version else None
+    def _count(self, role: Role, calls: list[Call], results: list[InferenceResult]) -> None:
+        now = time.perf_counter()
+        for (_, arrived), result in zip(calls, results, strict=True):
+            if isinstance(result, Inference):
+                self._tally.ran(role, Said(result.predicted_w, result.on_probability), now - arrived)
 
-
-def _refusal(request: InferenceRequest, model: LoadedModel) -> InferenceRefused | None:
-    """Why this window cannot run on this model, or None. Checked per window: neighbours are unaffected."""
-    size = model.entry.input_window_size
-    if request.window_kw.shape != (size,):
-        detail = f"{model.entry.model_id} {model.entry.model_version} takes {size} samples"
-        return InferenceRefused(InferenceRefusal.WINDOW_LENGTH, detail, input_window_size=size)
-    if not np.isfinite(request.window_kw).all():
-        return InferenceRefused(InferenceRefusal.NOT_FINITE, "the window holds values that are not finite")
-    if time.time() >= request.deadline_s:
-        return InferenceRefused(InferenceRefusal.DEADLINE, "the deadline passed while the window waited")
-    return None
-
-
-def _inference(
-    model: LoadedModel,
-    request: InferenceRequest,
-    output: ModelOutput,
-    position: int,
-    *,
-    batch_size: int,
-    queue_ms: float,
-    forward_ms: float,
-) -> InferenceResult:
-    predicted_w, on_probability = float(output.predicted_w[position]), float(output.on_probability[position])
-    if not (np.isfinite([predicted_w, on_probability]).all() and np.isfinite(output.interval_w[position]).all()):
-        return InferenceRefused(InferenceRefusal.BAD_OUTPUT, "the model's output is not finite")
-    entry = model.entry
-    sample_index = entry.sample_indices[request.attribution]
-    return Inference(
-        predicted_w=predicted_w,
-        on_probability=on_probability,
-        intervals=tuple(
-            PowerInterval(coverage, float(low_w), float(high_w))
-            for coverage, (low_w, high_w) in zip(COVERAGES, output.interval_w[position], strict=True)
-        ),
-        attribution=request.attribution,
-        model_id=entry.model_id,
-        model_version=entry.model_version,
-        artifact_sha256=entry.artifact_sha256,
-        output_sample_index=sample_index,
-        sample_period_s=entry.sample_period_s,
-        aggregate_kw=float(request.window_kw[sample_index]),
-        batch_size=batch_size,
-        queue_ms=queue_ms,
-        forward_ms=forward_ms,
-    )
+    def _compare(self, answered: Answered) -> None:
+        if self._live > BUSY_WINDOWS:
+            self._comparison.drop_waiting()
+            self._tally.dropped(answered.role, 1)
+        else:
+            self._comparison.offer(answered)

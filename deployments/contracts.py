@@ -26,9 +26,11 @@ WindowKw = npt.NDArray[np.float32]
 class InferenceRequest:
     """One mains window for one appliance.
 
-    `window_kw`: float32 of shape (input_window_size,), finite, kW, oldest sample first.
+    `window_kw`: float32 of shape (input_window_size,), finite, kW, oldest sample first. `building_id` decides which
+    version answers while there is a canary.
     """
 
+    building_id: str
     window_kw: WindowKw
     deadline_s: float
     attribution: Attribution = Attribution.FINAL
@@ -97,10 +99,9 @@ class RefusedVersion:
 
 @dataclass(frozen=True, slots=True)
 class ApplianceStatus:
-    """What one appliance replica serves now. `model_version` is None when nothing could be loaded."""
+    """What one appliance replica serves now: its stable version, None when nothing could be loaded."""
 
     appliance_id: str
-    wanted_version: str
     model_id: str | None
     model_version: str | None
     artifact_sha256: str | None
@@ -110,7 +111,8 @@ class ApplianceStatus:
     sample_period_s: float | None
     device: str
     loading: bool
-    refused: RefusedVersion | None
+    nothing: str
+    """Why no version is loaded; empty when one is."""
     windows_total: int
     batches_total: int
     largest_batch: int

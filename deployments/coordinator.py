@@ -1,12 +1,14 @@
-"""The Coordinator deployment: what all ingress replicas have in common, in one small replica.
+"""The Coordinator deployment: what all replicas have in common, in one small replica.
 
-Counts the quotas and passes questions to every ingress. Most requests do not wait for it: ingresses report their grants
-afterwards, and go on by themselves while it is away. Its memory is all it has; after a restart quotas start
-anew, unless they are kept in Redis.
+Counts the quotas, passes questions to every ingress, and leads the appliances' replicas from version to version. Most
+requests do not wait for it: ingresses report their grants afterwards, replicas of models go on with what they serve,
+while it is away. Its memory is all it has; after a restart quotas start anew, unless they are kept in Redis, and
+replicas tell what they serve.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 from deployments.contracts import QuotaState, QuotaUse
 from deployments.noticeboard import Answers, Heard, Noticeboard
 from deployments.quota_ledger import QuotaLedger
+from deployments.rollout_contracts import Offer, OfferOutcome, Orders, ReplicaReport, RolloutOverview
+from deployments.rollout_control import RolloutControl
 
 ANSWER_WAIT_S = 3.0
 """A replica answers from memory; one that needs longer is stuck."""
@@ -21,12 +25,14 @@ REDIS_VARIABLE = "REDIS_URL"
 
 
 class Coordinator:
-    """Hosts the ledger and the board; exactly one replica."""
+    """Hosts the ledger, the board and the rollouts; exactly one replica."""
 
-    def __init__(self, requests_per_minute: Mapping[str, int]) -> None:
+    def __init__(self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...]) -> None:
         # The URL may hold a password: read here, it is not pickled into the deployment's arguments.
         self._ledger = QuotaLedger(requests_per_minute, redis_url=os.environ.get(REDIS_VARIABLE) or None)
         self._board = Noticeboard()
+        self._rollouts = RolloutControl(appliances, lambda kind, document: None)
+        self._watching: asyncio.Task[None] | None = None
 
     async def report(self, uses: tuple[QuotaUse, ...]) -> tuple[QuotaState, ...]:
         """Counts what an ingress granted and says what is left, in the order of `uses`."""
@@ -43,3 +49,29 @@ class Coordinator:
     async def ask(self, asked: Any) -> Answers:
         """Asks every ingress replica."""
         return await self._board.ask(asked, ANSWER_WAIT_S)
+
+    async def offer(self, offer: Offer, wait_s: float) -> OfferOutcome:
+        """The gate brings a configuration that it found good."""
+        return await self._rollouts.offer(offer, wait_s)
+
+    async def refuse_config(self, reason: str, document: str) -> None:
+        """The gate tells of one that it did not."""
+        await self._rollouts.refuse_config(reason, document)
+
+    async def follow(self, report: ReplicaReport) -> Orders:
+        """A replica of an appliance reports, and waits here for orders."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._rollouts.run())
+        return await self._rollouts.follow(report)
+
+    async def report_replica(self, report: ReplicaReport) -> None:
+        """A replica of an appliance has news."""
+        await self._rollouts.report(report)
+
+    async def status(self) -> RolloutOverview:
+        """What every appliance serves, and how it goes."""
+        return self._rollouts.overview()
+
+    async def reload(self, wait_s: float) -> RolloutOverview:
+        """Every replica of every appliance reads the registry again."""
+        return await self._rollouts.reload(wait_s)

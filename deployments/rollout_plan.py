@@ -12,9 +12,8 @@ A configuration is checked as a whole, against the registry, before anything cha
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import ConfigDict, Field
@@ -111,6 +110,7 @@ class PlanRefused(Exception):
         return "; ".join(str(fault) for fault in self.faults)
 
 
+_PLAN = pydantic.TypeAdapter(RolloutPlan)
 _PLANS = pydantic.TypeAdapter(dict[str, RolloutPlan])
 
 
@@ -147,15 +147,10 @@ def check_against(registry: Registry, plans: Mapping[str, RolloutPlan]) -> None:
         raise PlanRefused(tuple(faults))
 
 
-def digest_of(plans: Mapping[str, RolloutPlan]) -> str:
-    """Equal for configurations that mean the same, however they are written."""
-    return hashlib.sha256(plans_text(plans).encode()).hexdigest()
-
-
-def plans_text(plans: Mapping[str, RolloutPlan]) -> str:
-    """The plans as JSON, without what is absent; `read_plans` reads it back."""
-    document = _PLANS.dump_python(dict(plans), mode="json", exclude_none=True)
-    return json.dumps(document, sort_keys=True)
+def plain(plan: RolloutPlan) -> dict[str, Any]:
+    """As it would stand in the configuration, without what is absent or as it is anyway."""
+    document: dict[str, Any] = _PLAN.dump_python(plan, mode="json", exclude_defaults=True)
+    return document
 
 
 def is_canary(appliance_id: str, building_id: str, percent: float) -> bool:

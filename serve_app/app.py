@@ -3,6 +3,7 @@
 client -> Ingress -> one ApplianceModel deployment per appliance, named by it
                   -> Persistence (writes), History (reads)
                   -> Coordinator (afterwards: quotas; operators' questions to every ingress)
+rollout (its user_config) -> Coordinator <- every ApplianceModel replica, which asks what to serve
 Every deployment's limits stand in serve_config.yaml; here is only who talks to whom.
 """
 
@@ -17,11 +18,12 @@ from deployments.appliance import ApplianceModel
 from deployments.coordinator import Coordinator
 from deployments.history import HistoryReplica
 from deployments.persistence import Persistence
+from deployments.rollout_gate import RolloutGate
 from serve_app.ingress import Ingress
 from serve_app.settings import load_settings
 
 ApplianceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-RESERVED_NAMES = frozenset({"ingress", "persistence", "history", "coordinator"})
+RESERVED_NAMES = frozenset({"ingress", "persistence", "history", "coordinator", "rollout"})
 
 
 class AppArgs(BaseModel):
@@ -42,20 +44,23 @@ def build(args: AppArgs) -> Application:
     if RESERVED_NAMES & set(names):
         raise ValueError(f"args.appliances may not use {', '.join(sorted(RESERVED_NAMES))}")
     settings = load_settings()
+    coordinator_deployment: Deployment = serve.deployment(name="coordinator")(Coordinator)
+    coordinator = coordinator_deployment.bind(settings.requests_per_minute, tuple(names))
     model: Deployment = serve.deployment()(ApplianceModel)
     appliances = {
-        name: model.options(name=name).bind(name, registry_path=args.registry_path, device=args.device)
+        name: model.options(name=name).bind(name, coordinator, registry_path=args.registry_path, device=args.device)
         for name in names
     }
+    gate: Deployment = serve.deployment(name="rollout")(RolloutGate)
     persistence = Persistence.options(name="persistence").bind(settings.store_config())
     history: Deployment = serve.deployment(name="history")(HistoryReplica)
-    coordinator: Deployment = serve.deployment(name="coordinator")(Coordinator)
     ingress: Deployment = serve.deployment(name="ingress")(Ingress)
     application: Application = ingress.bind(
         appliances,
         persistence,
         history.bind(settings.store_config()),
-        coordinator.bind(settings.requests_per_minute),
+        coordinator,
+        gate.bind(coordinator, tuple(names), registry_path=args.registry_path),
         registry_path=args.registry_path,
     )
     return application

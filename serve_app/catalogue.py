@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from deployments.contracts import ApplianceStatus, StoreStatus
+from deployments.rollout_contracts import ApplianceRollout, RolloutOverview
 
 POLL_PERIOD_S = 1.0
 CALL_TIMEOUT_S = 3.0
@@ -30,13 +31,19 @@ class Catalogue:
     """The last known status of each appliance and of the store."""
 
     def __init__(
-        self, appliances: Mapping[str, StatusSource], persistence: StatusSource, logger: logging.Logger
+        self,
+        appliances: Mapping[str, StatusSource],
+        persistence: StatusSource,
+        coordinator: StatusSource,
+        logger: logging.Logger,
     ) -> None:
         self._appliance_handles = dict(appliances)
         self._persistence = persistence
+        self._coordinator = coordinator
         self._logger = logger
         self._appliances: dict[str, tuple[ApplianceStatus, float]] = {}
         self._store: tuple[StoreStatus, float] | None = None
+        self._rollouts = RolloutOverview((), None, 0, 0)
 
     @property
     def appliance_ids(self) -> tuple[str, ...]:
@@ -62,6 +69,14 @@ class Catalogue:
         known = self._store
         return known[0] if known and time.monotonic() - known[1] <= MAX_AGE_S else None
 
+    def rollouts(self) -> RolloutOverview:
+        """What the coordinator last said; however old, because versions go on serving while it is away."""
+        return self._rollouts
+
+    def rollout(self, appliance_id: str) -> ApplianceRollout | None:
+        """That of one appliance, once it is known."""
+        return next((one for one in self._rollouts.appliances if one.appliance_id == appliance_id), None)
+
     def not_ready(self) -> list[str]:
         """Why the service cannot take traffic; empty when it can."""
         reasons = []
@@ -70,12 +85,9 @@ class Catalogue:
             if status is None:
                 reasons.append(f"{appliance_id}: no answer")
             elif not status.ready:
-                why = (
-                    f"version {status.refused.model_version} refused: {status.refused.reason}"
-                    if status.refused
-                    else "loading"
+                reasons.append(
+                    f"{appliance_id}: refused: {status.nothing}" if status.nothing else f"{appliance_id}: loading"
                 )
-                reasons.append(f"{appliance_id}: {why}")
         store = self.store()
         if store is None:
             reasons.append("store: no answer")
@@ -85,7 +97,8 @@ class Catalogue:
 
     async def refresh(self) -> None:
         """Ask everyone once, all at the same time, each bounded."""
-        await asyncio.gather(self._refresh_store(), *(self._refresh_appliance(a) for a in self._appliance_handles))
+        appliances = (self._refresh_appliance(a) for a in self._appliance_handles)
+        await asyncio.gather(self._refresh_store(), self._refresh_rollouts(), *appliances)
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -102,6 +115,11 @@ class Catalogue:
         status = await self._ask("persistence", self._persistence)
         if isinstance(status, StoreStatus):
             self._store = (status, time.monotonic())
+
+    async def _refresh_rollouts(self) -> None:
+        overview = await self._ask("coordinator", self._coordinator)
+        if isinstance(overview, RolloutOverview):
+            self._rollouts = overview
 
     async def _ask(self, name: str, handle: StatusSource) -> object:
         try:

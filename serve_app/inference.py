@@ -27,9 +27,11 @@ MAX_ATTEMPTS = 3
 """Inference has no effects, so a call lost with its replica is made again; more would only add load."""
 
 
-async def run_window(handle: Any, window_kw: WindowKw, attribution: Attribution, deadline_s: float) -> Inference:
-    """One window through one appliance deployment. Raises Problem."""
-    request = InferenceRequest(np.asarray(window_kw, dtype=np.float32), deadline_s, attribution)
+async def run_window(
+    handle: Any, building_id: str, window_kw: WindowKw, attribution: Attribution, deadline_s: float
+) -> Inference:
+    """One window of a building through one appliance deployment. Raises Problem."""
+    request = InferenceRequest(building_id, np.asarray(window_kw, dtype=np.float32), deadline_s, attribution)
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.time())):

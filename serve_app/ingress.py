@@ -37,12 +37,14 @@ class Ingress:
         persistence: Any,
         history: Any,
         coordinator: Any,
+        rollout: Any,
         registry_path: str | None = None,
     ) -> None:
+        # `rollout` talks to the coordinator by itself; it is named here so that Serve starts it.
         disable_created_metrics()  # a `_created` twin of every counter would double the series for nothing
         settings = load_settings()
         logger = service_logger()
-        catalogue = Catalogue(appliances, persistence, logger)
+        catalogue = Catalogue(appliances, persistence, coordinator, logger)
         grants = build_grants(settings)
         store = StoreClient(persistence)
         quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from deployments.contracts import Claim, Completion, Inference, PredictionPoint, RecordSet, WindowKw
-from models.attribution import Attribution
 from models.signal import W_PER_KW
 from serve_app.access.grants import GrantCache, Grants
 from serve_app.access.principal import Principal
@@ -79,7 +78,7 @@ class Predictor:
         context = call.context
         window = np.asarray(body.window, dtype=np.float32)
         with context.timed("infer"):
-            inference = await run_window(handle, window, body.attribution, context.deadline_s)
+            inference = await run_window(handle, body.building_id, window, body.attribution, context.deadline_s)
         context.stages_ms["queue"] = inference.queue_ms
         context.labels["appliance"] = body.appliance_id
         context.labels["model_version"] = inference.model_version
@@ -130,7 +129,7 @@ class Predictor:
             raise Problem(Problems.WINDOW_LENGTH, detail, [FieldError("/window", detail)])
         models_until_s = time.time() + context.remaining_s() * MODELS_SHARE
         with context.timed("infer"):
-            answers = await self._fan_out(plan, allowed, window, body.attribution, models_until_s)
+            answers = await self._fan_out(plan, allowed, body, window, models_until_s)
         if not answers:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
         instant = _sample_time(call.window_end, len(window), plan.output_sample_index, plan.sample_period_s)
@@ -155,6 +154,7 @@ class Predictor:
                     interval_kw=_interval_kw(answers[appliance], kw, aggregate_kw),
                     model_id=answers[appliance].model_id,
                     model_version=answers[appliance].model_version,
+                    artifact_sha256=answers[appliance].artifact_sha256,
                 )
                 for appliance, kw in shares.appliances_kw.items()
             ],
@@ -193,12 +193,15 @@ class Predictor:
         self,
         plan: WindowPlan,
         allowed: Sequence[str],
+        body: DisaggregateRequest,
         window: WindowKw,
-        attribution: Attribution,
         deadline_s: float,
     ) -> dict[str, Inference]:
         names = [name for name in plan.slices if name in allowed]
-        calls = [run_window(self.appliances[a], window[plan.slices[a]], attribution, deadline_s) for a in names]
+        calls = [
+            run_window(self.appliances[a], body.building_id, window[plan.slices[a]], body.attribution, deadline_s)
+            for a in names
+        ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         answers: dict[str, Inference] = {}
         for appliance, outcome in zip(names, outcomes, strict=True):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, WithJsonSchema, field_validator
 
+from deployments.rollout_contracts import Role
 from models.attribution import Attribution
 from serve_app.instants import parse_instant
 
@@ -141,6 +142,7 @@ class AppliancePower(BaseModel):
     interval_kw: IntervalKw
     model_id: str
     model_version: str
+    artifact_sha256: str
 
 
 class DisaggregateResponse(BaseModel):
@@ -167,7 +169,8 @@ class ModelSummary(BaseModel):
     sample_period_s: float
     output_sample_index: int
     provisional_sample_index: int
-    serving: bool
+    serving: bool = Field(description="It is its appliance's stable version")
+    role: Role | None = Field(description="What it does in the running rollout, if anything")
     is_active: bool
 
 
@@ -181,14 +184,25 @@ class ModelDetail(ModelSummary):
     training_data: list[dict[str, object]]
 
 
+class CanaryState(BaseModel):
+    """A version that answers for some buildings."""
+
+    model_version: str
+    percent: float = Field(description="Of the buildings, always the same ones")
+    demoted: str | None = Field(description="Why it answers nobody any more, until the configuration changes")
+
+
 class ServingAppliance(BaseModel):
-    """What an appliance deployment was asked to serve, and what it serves."""
+    """What an appliance was asked to serve, and what it serves. Rollout fields are empty while it is not known."""
 
     appliance_id: str
     ready: bool
-    wanted_version: str
-    serving_version: str | None
-    refused: str | None = Field(description="Why the wanted version is not served")
+    wanted_version: str = Field(description="The stable version that the configuration names")
+    serving_version: str | None = Field(description="The stable version that answers")
+    canary: CanaryState | None
+    shadow_version: str | None = Field(description="Runs beside it and answers nobody")
+    preparing: list[str] = Field(description="Versions that are being loaded beside the serving ones")
+    refused: str | None = Field(description="Why what was wanted is not served")
 
 
 class DisaggregateShape(BaseModel):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
+from deployments.rollout_contracts import Directive, Role
 from models.attribution import Attribution
 from models.registry import RegistryEntry, TrainingSource
 from serve_app.access.principal import Principal
@@ -14,6 +15,7 @@ from serve_app.catalogue import Catalogue
 from serve_app.disaggregation import plan_windows
 from serve_app.problems import Problem, Problems
 from serve_app.schemas import (
+    CanaryState,
     DisaggregateShape,
     ModelDetail,
     ModelsResponse,
@@ -88,19 +90,47 @@ def _summary(entry: RegistryEntry, catalogue: Catalogue) -> dict[str, Any]:
         "output_sample_index": entry.output_sample_index,
         "provisional_sample_index": entry.provisional_sample_index,
         "serving": status is not None and status.model_version == entry.model_version,
+        "role": _role(entry, catalogue),
         "is_active": entry.is_active,
     }
 
 
+def _role(entry: RegistryEntry, catalogue: Catalogue) -> Role | None:
+    rollout = catalogue.rollout(entry.appliance_id)
+    if rollout is None or rollout.active is None:
+        return None
+    plan = rollout.active.plan
+    if entry.model_version == plan.stable:
+        return Role.STABLE
+    if plan.canary is not None and plan.canary.version == entry.model_version and rollout.active.demoted is None:
+        return Role.CANARY
+    return Role.SHADOW if plan.shadow is not None and plan.shadow.version == entry.model_version else None
+
+
 def _serving(appliance_id: str, catalogue: Catalogue) -> ServingAppliance:
     status = catalogue.appliance(appliance_id)
-    refused = status.refused if status else None
+    rollout = catalogue.rollout(appliance_id)
+    active, preparing = (rollout.active, rollout.preparing) if rollout else (None, None)
+    wanted = preparing or active
+    refused = rollout.refused if rollout else None
     return ServingAppliance(
         appliance_id=appliance_id,
         ready=status is not None and status.ready,
-        wanted_version=status.wanted_version if status else "",
+        wanted_version=wanted.plan.stable if wanted else "",
         serving_version=status.model_version if status else None,
+        canary=_canary(active) if active else None,
+        shadow_version=active.plan.shadow.version if active and active.plan.shadow else None,
+        preparing=list(preparing.plan.versions) if preparing else [],
         refused=f"{refused.model_version}: {refused.reason}: {refused.detail}" if refused else None,
+    )
+
+
+def _canary(active: Directive) -> CanaryState | None:
+    canary, demoted = active.plan.canary, active.demoted
+    if canary is None:
+        return None
+    return CanaryState(
+        model_version=canary.version, percent=canary.percent, demoted=demoted.reason if demoted else None
     )
 
 

@@ -100,15 +100,26 @@ def free_port() -> int:
 
 
 def service_config(
-    path: Path, *, ingresses: int | None = None, ingress_env: Mapping[str, str] | None = None, **args: object
+    path: Path,
+    *,
+    ingresses: int | None = None,
+    ingress_env: Mapping[str, str] | None = None,
+    plans: Mapping[str, object] | None = None,
+    **args: object,
 ) -> Path:
-    """serve_config.yaml with other `args`, a number of ingress replicas or variables of theirs, written to `path`."""
+    """serve_config.yaml with other `args`, a number of ingress replicas or variables of theirs, written to `path`.
+
+    `plans`: of appliances whose rollout is another than the file's.
+    """
     document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     application = document["applications"][0]
     dropped = set(application["args"]["appliances"])
     application["args"].update(args)
     dropped -= set(application["args"]["appliances"])
     application["deployments"] = [one for one in application["deployments"] if one["name"] not in dropped]
+    rollout = next(one for one in application["deployments"] if one["name"] == "rollout")
+    kept = {name: plan for name, plan in rollout["user_config"].items() if name not in dropped}
+    rollout["user_config"] = kept | dict(plans or {})
     ingress = next(d for d in document["applications"][0]["deployments"] if d["name"] == "ingress")
     if ingress_env is not None:
         ingress["ray_actor_options"]["runtime_env"] = {"env_vars": dict(ingress_env)}

@@ -1,0 +1,92 @@
+"""Runs a second version on windows that are answered already: shadows, and the stable version beside a canary.
+
+Off the reply's path, on a thread of low priority, from a queue that is short and dropped from first. What it finds
+goes into the tally; nothing of it is stored or answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from deployments.contracts import Inference, InferenceRequest
+from deployments.rollout_contracts import Role
+from deployments.tally import Said, Tally
+from deployments.versions import in_background
+from models.loader import LoadedModel
+
+QUEUE_WINDOWS = 128
+"""Windows that may wait: more than that, and live traffic leaves no time for them."""
+BATCH_WINDOWS = 16
+"""One pass is short, so that a live window that arrives meanwhile shares the core with it for a moment only."""
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A window, its answer, and the version that is to run it again. `role` is the one that is judged."""
+
+    role: Role
+    request: InferenceRequest
+    answer: Inference
+    other: LoadedModel
+
+
+class Comparison:
+    """Of one replica."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._queue: deque[Answered] = deque()
+        self._working: asyncio.Task[None] | None = None
+
+    def offer(self, answered: Answered) -> None:
+        """Takes the window, or drops it when too many wait."""
+        if len(self._queue) >= QUEUE_WINDOWS:
+            self._tally.dropped(answered.role, 1)
+            return
+        self._queue.append(answered)
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+
+    def drop_waiting(self) -> None:
+        """Live windows need the core: whatever waits here goes first."""
+        while self._queue:
+            self._tally.dropped(self._queue.popleft().role, 1)
+
+    async def _work(self) -> None:
+        while self._queue:
+            first = self._queue[0]
+            batch: list[Answered] = []
+            while self._queue and len(batch) < BATCH_WINDOWS and self._queue[0].other is first.other:
+                batch.append(self._queue.popleft())
+            try:
+                await self._compare(first.other, batch)
+            except Exception:
+                # A shadow may fail in any way; the next batch is another chance, and the counts say what happened.
+                logger.exception("comparing with %s failed", first.other.entry.model_version)
+                if first.role is Role.SHADOW:
+                    self._tally.failed(Role.SHADOW, len(batch))
+
+    async def _compare(self, other: LoadedModel, batch: list[Answered]) -> None:
+        windows = np.ascontiguousarray([one.request.window_kw for one in batch], dtype=np.float32)
+        started = time.perf_counter()
+        outputs = await in_background(lambda: other.predict(windows))
+        forward_s = time.perf_counter() - started
+        for position, one in enumerate(batch):
+            output = outputs[one.request.attribution]
+            said = Said(float(output.predicted_w[position]), float(output.on_probability[position]))
+            answer = Said(one.answer.predicted_w, one.answer.on_probability)
+            shadow = one.role is Role.SHADOW
+            if not np.isfinite(said).all():
+                if shadow:
+                    self._tally.failed(Role.SHADOW, 1)
+                continue
+            if shadow:
+                self._tally.ran(Role.SHADOW, said, forward_s)
+            self._tally.compared(one.role, *((said, answer) if shadow else (answer, said)))

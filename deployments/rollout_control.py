@@ -1,0 +1,396 @@
+"""RolloutControl: brings every replica of an appliance from one plan to the next, or leaves them all where they are.
+
+A new plan is prepared beside the serving one by every replica; when all are ready they switch at one instant, and
+when one cannot, none does. Watches canaries and demotes them. Its memory is lost with its process: replicas say what
+they serve, and the gate repeats the configuration, until it knows again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from deployments.contracts import RefusedVersion
+from deployments.rollout_contracts import (
+    ApplianceRollout,
+    Demotion,
+    Directive,
+    Offer,
+    OfferOutcome,
+    Orders,
+    ReplicaReport,
+    ReplicaState,
+    Role,
+    RolloutOverview,
+    VersionCounts,
+)
+from deployments.rollout_guard import Guard, RecentCounts
+from deployments.rollout_plan import RolloutPlan, plain
+
+WATCHED_LISTEN_S = 1.0
+LISTEN_S = 4.0
+"""How long a replica waits for orders before it reports again: less while there is something to watch."""
+GONE_AFTER_S = LISTEN_S + 4.0
+"""A replica that has not reported for this long is no longer waited for."""
+LEAD_S = 0.3
+"""From the decision to the common switch: every replica has heard of it by then."""
+PREPARE_TIMEOUT_S = 60.0
+"""A load that takes longer hangs."""
+LEARNING_S = 15.0
+"""After a start of this process: until then replicas know things that it has forgotten."""
+TICK_S = 0.5
+logger = logging.getLogger("ray.serve")
+
+Journal = Callable[[str, Mapping[str, object]], None]
+"""Takes the kind and the document of what happened; never waits."""
+
+
+@dataclass
+class _Replica:
+    report: ReplicaReport
+    heard_at: float
+    counts: dict[Role, VersionCounts] = field(default_factory=dict)
+
+
+@dataclass
+class _Appliance:
+    """`refused_plan`: the last that was refused, so that repeating it is no new attempt."""
+
+    active: Directive | None = None
+    preparing: Directive | None = None
+    prepare_until: float = 0.0
+    refused: RefusedVersion | None = None
+    refused_plan: RolloutPlan | None = None
+    replicas: dict[str, _Replica] = field(default_factory=dict)
+    counts: dict[Role, VersionCounts] = field(default_factory=dict)
+    recent: dict[Role, RecentCounts] = field(default_factory=dict)
+    guard: Guard | None = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether reports should come often."""
+        plan = self.active.plan if self.active else None
+        return self.preparing is not None or bool(plan and (plan.canary or plan.shadow))
+
+    def serves(self, plan: RolloutPlan) -> bool:
+        """Whether any replica does."""
+        return any(one.report.active and one.report.active.plan == plan for one in self.replicas.values())
+
+    def forget_gone(self, oldest: float) -> None:
+        """Replicas that were last heard of before then."""
+        self.replicas = {name: known for name, known in self.replicas.items() if known.heard_at >= oldest}
+
+
+class RolloutControl:
+    """One per application. `now` is the wall clock: the instants of switches are told to other processes."""
+
+    def __init__(self, appliances: tuple[str, ...], journal: Journal, now: Callable[[], float] = time.time) -> None:
+        self._appliances = {name: _Appliance() for name in appliances}
+        self._journal = journal
+        self._now = now
+        self._started_at = now()
+        # Grows also over a restart of this process, so that a higher number is always the later word.
+        self._last_number = time.time_ns()
+        self._refused_config: str | None = None
+        self._demotions = 0
+        self._refusals = 0
+        self._news = asyncio.Condition()
+
+    async def run(self) -> None:
+        """What happens by itself: replicas that went away, loads that hang, canaries that misbehave."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                await self.tick()
+            except Exception:
+                # A fault in one look must not end all later ones.
+                logger.exception("a look at the rollouts failed")
+
+    async def tick(self) -> None:
+        """One look."""
+        for name, one in self._appliances.items():
+            one.forget_gone(self._now() - GONE_AFTER_S)
+            if one.preparing is not None and self._now() > one.prepare_until:
+                late = [r for r, known in one.replicas.items() if known.report.prepared != one.preparing.number]
+                detail = f"not ready after {PREPARE_TIMEOUT_S:g} s on {', '.join(late)}"
+                await self._refuse(name, RefusedVersion(one.preparing.plan.versions[-1], "load_timeout", detail))
+            await self._switch_when_ready(name)
+            await self._guard(name)
+
+    async def offer(self, offer: Offer, wait_s: float) -> OfferOutcome:
+        """Starts what the offer changes; says after `wait_s` at most how far it is."""
+        self._refused_config = None
+        for name, plan in offer.plans:
+            if name in self._appliances:
+                await self._want(name, plan, offer.fresh)
+        await self._wait(lambda: not self._outcome(offer).pending, wait_s)
+        return self._outcome(offer)
+
+    async def refuse_config(self, reason: str, document: str) -> None:
+        """The gate found a configuration not usable; nothing changes."""
+        if reason != self._refused_config:
+            self._refused_config = reason
+            self._refusals += 1
+            logger.error("the rollout configuration is refused: %s", reason)
+            self._journal("refused", {"reason": reason, "user_config": document})
+            await self._tell()
+
+    async def report(self, report: ReplicaReport) -> None:
+        """What a replica says when it has news."""
+        one = self._appliances[report.appliance_id]
+        known = one.replicas.setdefault(report.replica, _Replica(report, self._now()))
+        known.report, known.heard_at = report, self._now()
+        self._learn(one, report)
+        self._count(one, known, report)
+        await self._hear_refusal(one, report)
+        await self._switch_when_ready(report.appliance_id)
+        await self._tell()
+
+    async def follow(self, report: ReplicaReport) -> Orders:
+        """A replica reports and waits for orders: as soon as there are new ones, or after a while the same again."""
+        await self.report(report)
+        one = self._appliances[report.appliance_id]
+        await self._wait(lambda: self._has_orders(one, report), WATCHED_LISTEN_S if one.watched else LISTEN_S)
+        peers = sum(known.report.active is not None for name, known in one.replicas.items() if name != report.replica)
+        nothing = (self._refused_config or "") if one.active is None else ""
+        return Orders(one.active, one.preparing, peers, nothing)
+
+    async def reload(self, wait_s: float) -> RolloutOverview:
+        """Every replica reads the registry again and loads what is wanted and changed, or was refused before."""
+        for name, one in self._appliances.items():
+            plan = one.refused_plan or (one.active.plan if one.active else None)
+            if plan is not None:
+                await self._prepare(name, plan)
+        await self._wait(lambda: all(_settled(one) for one in self._appliances.values()), wait_s)
+        return self.overview()
+
+    def overview(self) -> RolloutOverview:
+        """All that is known now."""
+        return RolloutOverview(
+            appliances=tuple(_overview(name, one) for name, one in self._appliances.items()),
+            refused_config=self._refused_config,
+            demotions_total=self._demotions,
+            refusals_total=self._refusals,
+        )
+
+    # What the replicas say ---------------------------------------------------------------------------------------
+
+    def _learn(self, one: _Appliance, report: ReplicaReport) -> None:
+        """After a restart of this process: what a replica serves is what was decided before."""
+        theirs = report.active
+        if theirs is None:
+            return
+        if one.active is None or theirs.number > one.active.number:
+            self._last_number = max(self._last_number, theirs.number)
+            self._activate(one, theirs)
+        elif (
+            theirs.demoted is not None
+            and one.active.demoted is None
+            and theirs.plan == one.active.plan
+            and self._now() < self._started_at + LEARNING_S
+        ):
+            # The gate's word came first, and the gate does not know of the demotion.
+            self._activate(one, replace(one.active, number=self._next_number(), demoted=theirs.demoted))
+
+    def _count(self, one: _Appliance, known: _Replica, report: ReplicaReport) -> None:
+        if one.active is None or report.active is None or report.active.plan_number != one.active.plan_number:
+            return
+        for role, counts in report.counts:
+            increment = counts - known.counts.get(role, VersionCounts())
+            known.counts[role] = counts
+            one.counts[role] = one.counts.get(role, VersionCounts()) + increment
+            one.recent.setdefault(role, RecentCounts(one.active.plan.guard.over_windows)).add(increment)
+
+    async def _hear_refusal(self, one: _Appliance, report: ReplicaReport) -> None:
+        if one.active is not None and one.refused_plan is None and one.serves(one.active.plan):
+            one.refused = None
+        if report.refusal is None:
+            return
+        if one.preparing is not None and report.refusal.number == one.preparing.number:
+            await self._refuse(report.appliance_id, report.refusal.refused)
+        elif one.active is not None and report.refusal.number == one.active.number and not one.serves(one.active.plan):
+            # The first plan of all: there is nothing older that could go on.
+            one.refused = report.refusal.refused
+
+    # From plan to plan -------------------------------------------------------------------------------------------
+
+    async def _want(self, name: str, plan: RolloutPlan, fresh: bool) -> None:
+        one = self._appliances[name]
+        if one.preparing is not None and one.preparing.plan == plan:
+            return
+        if one.preparing is None and not fresh and plan == one.refused_plan:
+            return
+        if one.active is not None and one.active.plan == plan and one.preparing is None:
+            one.refused_plan = None  # back to what serves
+            if one.refused is None or one.serves(plan):
+                one.refused = None
+                return
+            if not fresh:
+                return
+        await self._prepare(name, plan)
+
+    async def _prepare(self, name: str, plan: RolloutPlan) -> None:
+        one = self._appliances[name]
+        one.refused = one.refused_plan = None
+        number = self._next_number()
+        if one.active is not None and one.active.plan == plan:
+            one.preparing = replace(one.active, number=number)
+        else:
+            one.preparing = Directive(number, number, plan)
+        one.prepare_until = self._now() + PREPARE_TIMEOUT_S
+        await self._switch_when_ready(name)
+        await self._tell()
+
+    async def _switch_when_ready(self, name: str) -> None:
+        one = self._appliances[name]
+        wanted = one.preparing
+        if wanted is None:
+            return
+        one.forget_gone(self._now() - GONE_AFTER_S)
+        # The first plan of all has nothing to be prepared beside.
+        if one.active is not None and any(r.report.prepared != wanted.number for r in one.replicas.values()):
+            return
+        one.preparing = None
+        changed = one.active is None or one.active.plan != wanted.plan
+        at_s = 0.0 if one.active is None else self._now() + LEAD_S
+        self._activate(one, replace(wanted, activate_at_s=at_s))
+        if changed:
+            logger.info("%s goes to %s", name, _words(wanted.plan))
+            self._journal("applied", {"appliance": name, "plan": plain(wanted.plan)})
+        await self._tell()
+
+    def _activate(self, one: _Appliance, directive: Directive) -> None:
+        new_plan = one.active is None or one.active.plan_number != directive.plan_number
+        one.active = directive
+        if new_plan:
+            one.counts, one.recent = {}, {}
+            for known in one.replicas.values():
+                known.counts = {}
+            one.guard = Guard(directive.plan.guard)
+
+    async def _refuse(self, name: str, refused: RefusedVersion) -> None:
+        one = self._appliances[name]
+        if one.preparing is None:
+            return
+        plan, one.preparing = one.preparing.plan, None
+        one.refused, one.refused_plan = refused, plan
+        self._refusals += 1
+        logger.error("%s refuses %s: %s (%s)", name, refused.model_version, refused.reason, refused.detail)
+        reason = f"{refused.model_version}: {refused.reason}: {refused.detail}"
+        self._journal("refused", {"appliance": name, "plan": plain(plan), "reason": reason})
+        await self._tell()
+
+    async def _guard(self, name: str) -> None:
+        one = self._appliances[name]
+        active = one.active
+        if active is None or active.plan.canary is None or active.demoted is not None or one.guard is None:
+            return
+        canary, stable = (one.recent[role].total if role in one.recent else VersionCounts() for role in _JUDGED)
+        ever = one.counts.get(Role.CANARY, VersionCounts()).windows
+        reason = one.guard.look(canary, stable, ever)
+        if reason is None:
+            return
+        version = active.plan.canary.version
+        demoted = Demotion(version, reason, self._now())
+        self._activate(one, replace(active, number=self._next_number(), demoted=demoted, activate_at_s=0.0))
+        self._demotions += 1
+        logger.error("%s demotes canary %s after %d windows: %s", name, version, ever, reason)
+        self._journal("demoted", {"appliance": name, "model_version": version, "windows": ever, "reason": reason})
+        await self._tell()
+
+    # Small things ------------------------------------------------------------------------------------------------
+
+    def _has_orders(self, one: _Appliance, report: ReplicaReport) -> bool:
+        """Whether something is wanted of this replica that it has not said to have done, refused or begun."""
+        known = {report.working_on, report.refusal.number if report.refusal else None}
+        serving = report.active.number if report.active else None
+        if one.active is None:
+            return self._refused_config is not None and report.active is None
+        if one.active.number not in known | {serving}:
+            return True
+        return one.preparing is not None and one.preparing.number not in known | {report.prepared}
+
+    def _outcome(self, offer: Offer) -> OfferOutcome:
+        pending, refused = [], []
+        for name, plan in offer.plans:
+            one = self._appliances.get(name)
+            if one is None:
+                continue
+            if one.refused is not None and (one.refused_plan == plan or not one.serves(plan)):
+                refused.append((name, one.refused))
+            elif one.preparing is not None or not one.serves(plan):
+                pending.append(name)
+        return OfferOutcome(tuple(pending), tuple(refused))
+
+    def _next_number(self) -> int:
+        self._last_number = max(self._last_number + 1, time.time_ns())
+        return self._last_number
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def _wait(self, until: Callable[[], bool], wait_s: float) -> None:
+        """Returns when it is so, or after `wait_s`."""
+        try:
+            async with asyncio.timeout(wait_s), self._news:
+                await self._news.wait_for(until)
+        except TimeoutError:
+            pass  # whoever waited looks how far it is
+
+
+_JUDGED = (Role.CANARY, Role.STABLE)
+
+
+def _settled(one: _Appliance) -> bool:
+    """Every replica does what was decided, or has said that it cannot."""
+    if one.preparing is not None:
+        return False
+    if one.active is None:
+        return True
+    return (
+        all(
+            one.active.number
+            in (
+                known.report.active.number if known.report.active else None,
+                known.report.refusal.number if known.report.refusal else None,
+            )
+            for known in one.replicas.values()
+        )
+        or one.refused is not None
+    )
+
+
+def _overview(name: str, one: _Appliance) -> ApplianceRollout:
+    replicas = (
+        ReplicaState(
+            replica=known.report.replica,
+            node=known.report.node,
+            number=known.report.active.number if known.report.active else None,
+            loaded=known.report.loaded,
+            registry_sha256=known.report.registry_sha256,
+            refused=known.report.refusal.refused if known.report.refusal else None,
+        )
+        for known in one.replicas.values()
+    )
+    return ApplianceRollout(
+        appliance_id=name,
+        active=one.active,
+        preparing=one.preparing,
+        refused=one.refused,
+        counts=tuple(one.counts.items()),
+        recent=tuple((role, counts.total) for role, counts in one.recent.items()),
+        replicas=tuple(replicas),
+    )
+
+
+def _words(plan: RolloutPlan) -> str:
+    parts = [f"stable {plan.stable}"]
+    if plan.canary:
+        parts.append(f"canary {plan.canary.version} at {plan.canary.percent:g} %")
+    if plan.shadow:
+        parts.append(f"shadow {plan.shadow.version} at {plan.shadow.sample:g}")
+    return ", ".join(parts)

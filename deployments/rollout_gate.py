@@ -1,0 +1,85 @@
+"""RolloutGate: the deployment whose `user_config` is the rollout. Checks it whole, then hands it to the coordinator.
+
+Outside every request's path, so Serve may take it out of rotation and even let it fail: a configuration that is
+refused makes this deployment, and nothing else, DEPLOY_FAILED with the reason, as `serve status` shows. Holds no
+state; while it is away, what serves goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from deployments.rollout_contracts import Offer, OfferOutcome
+from deployments.rollout_plan import PlanRefused, check_against, read_plans
+from models.registry import Registry, RegistryError
+
+OFFER_WAIT_S = 10.0
+"""How long a deploy waits for its outcome. A newer one waits behind it, so a load that hangs must not hold it up."""
+REPEAT_S = 5.0
+"""How soon a coordinator that has lost its memory is told again."""
+CALL_MARGIN_S = 10.0
+"""Beyond what a call waits by itself: the coordinator may be restarting."""
+logger = logging.getLogger("ray.serve")
+
+
+class RolloutRefused(Exception):
+    """The configuration does not serve; what served before does."""
+
+
+class RolloutGate:
+    """`coordinator`: its handle. `appliances`: each must have a plan. `registry_path`: as the replicas have it."""
+
+    def __init__(self, coordinator: Any, appliances: tuple[str, ...], registry_path: str | None = None) -> None:
+        self._coordinator = coordinator
+        self._appliances = appliances
+        self._registry_path = Path(registry_path) if registry_path else None
+        self._refused = ""
+        self._repeating: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, user_config: object) -> None:
+        """Takes the plans of serve_config.yaml. Raises `RolloutRefused`: that is how Serve is told."""
+        if self._repeating is not None:
+            self._repeating.cancel()
+        try:
+            plans = read_plans(user_config, self._appliances)
+            check_against(await asyncio.to_thread(Registry.load, self._registry_path), plans)
+        except (PlanRefused, RegistryError) as error:
+            document = json.dumps(user_config, default=str)
+            await self._call(self._coordinator.refuse_config.remote(str(error), document), 0.0)
+            raise RolloutRefused(str(error)) from None
+        pairs = tuple(plans.items())
+        self._check(await self._offer(Offer(pairs, fresh=True), OFFER_WAIT_S))
+        self._repeating = asyncio.create_task(self._repeat(Offer(pairs, fresh=False)))
+
+    def check_health(self) -> None:
+        """Raises when what was accepted could not be carried out after all: a load that hung, for example."""
+        if self._refused:
+            raise RolloutRefused(self._refused)
+
+    async def _repeat(self, offer: Offer) -> None:
+        while True:
+            await asyncio.sleep(REPEAT_S)
+            try:
+                self._check(await self._offer(offer, 0.0))
+            except RolloutRefused as refused:
+                self._refused = str(refused)
+            except Exception as error:  # noqa: BLE001 - whatever a dead coordinator raises, it is told again
+                logger.warning("the coordinator is away: %s", type(error).__name__)
+
+    async def _offer(self, offer: Offer, wait_s: float) -> OfferOutcome:
+        outcome: OfferOutcome = await self._call(self._coordinator.offer.remote(offer, wait_s), wait_s)
+        return outcome
+
+    async def _call(self, response: Any, wait_s: float) -> Any:
+        async with asyncio.timeout(wait_s + CALL_MARGIN_S):
+            return await response
+
+    def _check(self, outcome: OfferOutcome) -> None:
+        if outcome.refused:
+            raise RolloutRefused(
+                "; ".join(f"{name}: {r.model_version}: {r.reason}: {r.detail}" for name, r in outcome.refused)
+            )

@@ -1,0 +1,79 @@
+"""Counts what each version of an appliance does, in the terms the guard judges by. Owns the sums of one replica."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from deployments.rollout_contracts import Role, VersionCounts
+from models.appliances import APPLIANCES
+
+ON_PROBABILITY = 0.5
+"""Calibrated: more likely on than off."""
+NAMEPLATE_TOLERANCE_W = 1.0
+"""Outputs are clamped to the nameplate in float32."""
+
+
+class Said(NamedTuple):
+    """A version's answer for one window."""
+
+    power_w: float
+    on_probability: float
+
+
+class Tally:
+    """Since the plan began; `begin` starts anew."""
+
+    def __init__(self, appliance_id: str) -> None:
+        known = APPLIANCES.get(appliance_id)
+        self._nameplate_w = float("inf") if known is None else known.max_power_w + NAMEPLATE_TOLERANCE_W
+        self._counts: dict[Role, VersionCounts] = {}
+        self._slow_s = float("inf")
+
+    def begin(self, slow_ms: float) -> None:
+        """Everything from zero; a window that takes longer than `slow_ms` is slow."""
+        self._counts = {}
+        self._slow_s = slow_ms / 1000
+
+    @property
+    def counts(self) -> tuple[tuple[Role, VersionCounts], ...]:
+        """By role."""
+        return tuple(self._counts.items())
+
+    def ran(self, role: Role, said: Said, time_s: float) -> None:
+        """One window that the version ran, `time_s` after it had arrived."""
+        self._add(
+            role,
+            VersionCounts(
+                windows=1,
+                slow=int(time_s > self._slow_s),
+                implausible=int(not 0.0 <= said.power_w <= self._nameplate_w),
+                on=int(said.on_probability >= ON_PROBABILITY),
+                power_w=said.power_w,
+                time_s=time_s,
+            ),
+        )
+
+    def failed(self, role: Role, windows: int) -> None:
+        """Windows that the version could not answer."""
+        self._add(role, VersionCounts(windows=windows, errors=windows))
+
+    def dropped(self, role: Role, windows: int) -> None:
+        """Windows that there was no time to compare."""
+        self._add(role, VersionCounts(dropped=windows))
+
+    def compared(self, role: Role, said: Said, stable: Said) -> None:
+        """One window that both the version and the stable one have run."""
+        on, stable_on = said.on_probability >= ON_PROBABILITY, stable.on_probability >= ON_PROBABILITY
+        self._add(
+            role,
+            VersionCounts(
+                compared=1,
+                disagreements=int(on != stable_on),
+                compared_on=int(on or stable_on),
+                compared_power_w=said.power_w,
+                stable_power_w=stable.power_w,
+            ),
+        )
+
+    def _add(self, role: Role, added: VersionCounts) -> None:
+        self._counts[role] = self._counts.get(role, VersionCounts()) + added
