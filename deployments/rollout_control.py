@@ -391,6 +391,7 @@ def _overview(name: str, one: _Appliance) -> ApplianceRollout:
         active=one.active,
         preparing=one.preparing,
         refused=one.refused,
+        refused_plan=one.refused_plan,
         counts=tuple(one.counts.items()),
         recent=tuple((role, counts.total) for role, counts in one.recent.items()),
         replicas=tuple(replicas),
