@@ -21,7 +21,7 @@ from serve_app.cli.serve_api import ServeApi, ServeApiError
 from serve_app.cli.train import fail
 
 ANSWER_S = 30.0
-TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - names, no secrets
+TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
 @dataclass(frozen=True)

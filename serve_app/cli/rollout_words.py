@@ -19,7 +19,9 @@ STATUS_COLUMNS = (
 HISTORY_COLUMNS = ("when (UTC)", "what", "appliance", "plan or version", "why")
 
 
-def changes(running: Mapping[str, ApplianceRollout], wanted: Mapping[str, RolloutPlan], registry: Registry) -> list[str]:
+def changes(
+    running: Mapping[str, ApplianceRollout], wanted: Mapping[str, RolloutPlan], registry: Registry
+) -> list[str]:
     """What applying would do, a sentence each; empty: nothing. `running` by appliance."""
     found = []
     for appliance, plan in wanted.items():
@@ -70,13 +72,14 @@ def troubles(overview: RolloutOverview) -> list[str]:
 
 def history_rows(entries: Iterable[JournalEntry]) -> list[tuple[str, ...]]:
     """A row for everything that happened; columns as in `HISTORY_COLUMNS`."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for entry in entries:
         when = datetime.fromtimestamp(entry.time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
         document = json.loads(entry.document)
         plan = _plan_of(document)
         what = in_words(plan) if plan else str(document.get("model_version", document.get("user_config", "")))
-        rows.append((when, str(entry.kind), str(document.get("appliance", "all")), what, str(document.get("reason", ""))))
+        appliance, reason = str(document.get("appliance", "all")), str(document.get("reason", ""))
+        rows.append((when, str(entry.kind), appliance, what, reason))
     return rows
 
 
@@ -122,8 +125,9 @@ def _plan_of(document: Mapping[str, object]) -> RolloutPlan | None:
 def _stable(before: RolloutPlan, after: RolloutPlan) -> list[str]:
     if before.stable == after.stable:
         return []
-    if before.canary and before.canary.version == after.stable:
-        return [f"canary {after.stable} becomes stable: it answers for all buildings, so far {before.canary.percent:g} %"]
+    canary = before.canary
+    if canary and canary.version == after.stable:
+        return [f"canary {after.stable} becomes stable: it answers for all buildings, so far {canary.percent:g} %"]
     return [f"stable {before.stable} -> {after.stable}"]
 
 
