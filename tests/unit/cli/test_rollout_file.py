@@ -263,6 +263,26 @@ def test_other_ways_to_write_the_same_are_promoted(tmp_path: Path, rollouts: str
     assert path.read_text() == minimal(lines)
 
 
+@pytest.mark.parametrize(
+    ("rollouts", "wanted", "lines"),
+    [
+        ("kettle:\n  stable: '1'  # May\n  # June", {"kettle": {"stable": "1", "guard": {}}},
+         "kettle:\n  stable: '1'  # May\n  guard: {}\n  # June"),
+        ("kettle:\n  stable: |\n    1\n\n  canary: >-\n    2\n    3\n", {"kettle": {"stable": "1", "canary": "4"}},
+         'kettle:\n  stable: "1"\n\n  canary: "4"'),
+        ("kettle: {canary: {percent: true}}", {"kettle": {"canary": {"percent": 1}}},
+         "kettle: {canary: {percent: 1}}"),
+        ("kettle:\n- a\n- b  # c", {"kettle": {"stable": "1"}}, 'kettle: {stable: "1"}  # c'),
+    ],
+)  # fmt: skip
+def test_whatever_stands_there_is_replaced(tmp_path: Path, rollouts: str, wanted: dict[str, Any], lines: str) -> None:
+    path = written(tmp_path / "serve_config.yaml", minimal(rollouts))
+    file = RolloutFile.read(path)
+    file.replace(wanted)
+    file.write()
+    assert path.read_text() == minimal(lines)
+
+
 def test_what_only_a_person_can_edit_is_refused_and_stays(tmp_path: Path) -> None:
     text = minimal("kettle: {stable: '1'\n  , canary: {version: '2'}\n  , shadow: {version: '3'}}")
     file = RolloutFile.read(written(tmp_path / "serve_config.yaml", text))
@@ -434,7 +454,7 @@ PARTS = st.fixed_dictionaries({}, optional={"version": VERSIONS, "percent": NUMB
 PLANS = st.fixed_dictionaries({}, optional={"stable": VERSIONS, "canary": PARTS, "shadow": PARTS, "guard": NUMBERS})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     steps=st.lists(st.dictionaries(NAMES, PLANS, max_size=4), min_size=1, max_size=3),
     line_break=st.sampled_from(["\n", "\r\n"]),
