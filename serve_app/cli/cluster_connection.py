@@ -26,9 +26,9 @@ def connected(address: str) -> Iterator[str]:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, ValueError, OverflowError):
         fail(f"nothing answers at {address}: is the service running? `. .nilm/serve-env.sh` tells where")
-    # Ray's parts tell of every step; what a person needs to know of them comes back as a failure.
+    # Ray's parts tell of every step, and of handles that end with us; what a person needs comes back as a failure.
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     import ray  # noqa: PLC0415 - it takes seconds to import
 
     try:

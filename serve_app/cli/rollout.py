@@ -35,9 +35,6 @@ ConfigFile = Annotated[Path, typer.Option("--config", help="The Serve configurat
 Address = Annotated[
     str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
 ]
-RegistryFile = Annotated[
-    Path | None, typer.Option(help="Another registry than the packaged one, as in the service's `args`.")
-]
 DEFAULT_CONFIG = Path("serve_config.yaml")
 
 rollout = typer.Typer(
@@ -48,17 +45,17 @@ console = Console(highlight=False, markup=False)
 
 
 @rollout.command()
-def plan(config: ConfigFile = DEFAULT_CONFIG, registry: RegistryFile = None, address: Address = "") -> None:
+def plan(config: ConfigFile = DEFAULT_CONFIG, address: Address = "") -> None:
     """Say in words what applying the file would change in the running system. Changes nothing."""
-    file, wanted, known = _read(config, registry)
+    file, wanted, known = _read(config)
     with RolloutCluster.connect(address, file.application) as cluster:
         _print_changes(cluster.overview(), wanted, known)
 
 
 @rollout.command()
-def apply(config: ConfigFile = DEFAULT_CONFIG, registry: RegistryFile = None, address: Address = "") -> None:
+def apply(config: ConfigFile = DEFAULT_CONFIG, address: Address = "") -> None:
     """Apply the file, as `serve deploy` does, and wait until every replica serves it or one has refused it."""
-    file, wanted, known = _read(config, registry)
+    file, wanted, known = _read(config)
     with RolloutCluster.connect(address, file.application) as cluster:
         _apply(cluster, file, wanted, known)
 
@@ -93,7 +90,6 @@ def status(
 def promote(
     appliance: Annotated[str, typer.Argument(help="Its canary becomes the stable version.")],
     config: ConfigFile = DEFAULT_CONFIG,
-    registry: RegistryFile = None,
     address: Address = "",
 ) -> None:
     """Make the canary of an appliance its stable version: edits the file, and applies it."""
@@ -109,7 +105,7 @@ def promote(
             fail(f"{version} is not the running canary of {appliance}: apply the file first, and watch it")
         if active.demoted is not None:
             fail(f"{version} was demoted: {active.demoted.reason}. Nothing is changed")
-        known = _registry(registry)
+        known = _registry(file)
         _write_and_apply(cluster, file, known)
 
 
@@ -119,7 +115,6 @@ def rollback(
         str | None, typer.Argument(help="Only this one.", show_default="all that the last change was about")
     ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
-    registry: RegistryFile = None,
     address: Address = "",
 ) -> None:
     """Go back to what was applied before: edits the file, and applies it. Twice is back where you were."""
@@ -132,7 +127,7 @@ def rollback(
             file.replace(words.yaml_plans(file.user_config, before))
         except RolloutFileError as error:
             fail(str(error))
-        _write_and_apply(cluster, file, _registry(registry))
+        _write_and_apply(cluster, file, _registry(file))
 
 
 @rollout.command()
@@ -157,15 +152,16 @@ def _file(config: Path) -> RolloutFile:
         fail(str(error))
 
 
-def _registry(path: Path | None) -> Registry:
+def _registry(file: RolloutFile) -> Registry:
     try:
-        return Registry.load(path)
+        return Registry.load(Path(file.registry_path) if file.registry_path else None)
     except RegistryError as error:
         fail(str(error))
 
 
-def _read(config: Path, registry: Path | None) -> tuple[RolloutFile, dict[str, RolloutPlan], Registry]:
-    file, known = _file(config), _registry(registry)
+def _read(config: Path) -> tuple[RolloutFile, dict[str, RolloutPlan], Registry]:
+    file = _file(config)
+    known = _registry(file)
     return file, _plans(file, known), known
 
 

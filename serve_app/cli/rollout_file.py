@@ -39,6 +39,7 @@ class _Section:
     text: str
     application: str
     appliances: tuple[str, ...]
+    registry_path: str | None
     key: Node
     node: Node
     user_config: dict[str, object]
@@ -67,6 +68,11 @@ class RolloutFile:
     def appliances(self) -> tuple[str, ...]:
         """`args.appliances` of that application."""
         return self._section.appliances
+
+    @property
+    def registry_path(self) -> str | None:
+        """`args.registry_path` of that application; None: the packaged registry."""
+        return self._section.registry_path
 
     @property
     def user_config(self) -> dict[str, object]:
@@ -207,12 +213,14 @@ def _section(path: Path, text: str, root: Node | None) -> _Section:
     if not isinstance(user_config, dict):
         raise RolloutFileError(f"{path}:{_line(key)}: user_config is not a mapping of appliances")
     name = yaml_edit.child(application, "name")
-    appliances = yaml_edit.child(yaml_edit.child(application, "args"), "appliances")
+    arguments = yaml_edit.child(application, "args")
+    appliances, registry = yaml_edit.child(arguments, "appliances"), yaml_edit.child(arguments, "registry_path")
     names = yaml_edit.value_of(appliances) if appliances else None
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         raise RolloutFileError(f"{path}:{_line(application)}: the application's args.appliances is not a list of names")
     # Serve's own name for an application without one.
-    return _Section(text, str(name.value) if name else "default", tuple(names), key, node, user_config)
+    return _Section(text, str(name.value) if name else "default", tuple(names),
+                    str(registry.value) if registry else None, key, node, user_config)  # fmt: skip
 
 
 def _rollouts(root: Node | None) -> Iterator[tuple[Node, ...]]:
