@@ -7,7 +7,6 @@ never meets half a switch, and a version is freed when the last batch that took 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import textwrap
@@ -150,7 +149,7 @@ class Versions:
             if key not in models:
                 models[key] = self._load_one(entry, registry)
             loaded[role] = models[key]
-        self.registry_sha256 = hashlib.sha256(repr(registry.entries).encode()).hexdigest()
+        self.registry_sha256 = registry.sha256
         return loaded
 
     def _load_one(self, entry: RegistryEntry, registry: Registry) -> LoadedModel:
