@@ -45,7 +45,9 @@ MAY_IMPORT = {
 }
 RAY_MODULES = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/inference.py", "serve_app/store_client.py"}
 PUBLIC_PATHS = {f"{prefix}/{name}" for prefix in ("", "/api") for name in ("live", "ready", "health")}
-ADMIN_PATHS = {f"{prefix}/admin/cache/{name}" for prefix in ("", "/api") for name in ("invalidate", "stats")}
+ADMIN_PATHS = {
+    f"{prefix}/admin/{name}" for prefix in ("", "/api") for name in ("cache/invalidate", "cache/stats", "reload-models")
+}
 
 
 def imported(tree: ast.Module, path: str) -> Iterator[str]:
