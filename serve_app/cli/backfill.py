@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import socket
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -17,6 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.registry import Registry, RegistryEntry, RegistryError
+from serve_app.cli.cluster_connection import (
+    ANSWER_S,
+    Address,
+    Application,
+    RegistryPath,
+    deployments_of,
+    joined,
+)
 from serve_app.cli.db import moment_ns
 from serve_app.cli.train import fail, require_tools
 from serve_app.schemas import IDENTIFIER_PATTERN
@@ -24,8 +29,6 @@ from serve_app.schemas import IDENTIFIER_PATTERN
 if TYPE_CHECKING:
     from deployments.backfill_run import StretchDone
 
-CONNECT_S = 3.0
-ANSWER_S = 30.0
 COUNTS = {
     "stored": "minutes stored",
     "already_stored": "stored before",
@@ -33,8 +36,6 @@ COUNTS = {
     "not_kept": "not kept",
 }
 """Of a `StretchDone`, and the columns they are shown in."""
-SAMPLE_PERIOD_S = 60.0
-"""Of the models it can run: stored readings are put together to minutes."""
 
 
 def backfill(
@@ -48,16 +49,12 @@ def backfill(
         str | None,
         typer.Option(help="A registered version; charts show the newest there is.  [default: what serves]"),
     ] = None,
-    registry: Annotated[
-        Path | None, typer.Option(help="Another registry than the packaged one, as in the service's `args`.")
-    ] = None,
+    registry: RegistryPath = None,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes; each uses what live traffic leaves of a core.")
     ] = 1,
-    address: Annotated[
-        str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
-    ] = "",
-    application: Annotated[str, typer.Option(help="Name of the Serve application.")] = "nilm",
+    address: Address = "",
+    application: Application = "nilm",
 ) -> None:
     """Run a building's stored readings through the models and store the predictions under their version.
 
@@ -70,42 +67,19 @@ def backfill(
     start_ns, stop_ns = moment_ns("--from", start), moment_ns("--to", end)
     if stop_ns <= start_ns:
         fail("--to must be after --from")
-    _connect(address)
-    import ray  # noqa: PLC0415 - it takes seconds to import
-
-    try:
+    with joined(address):
         registry = registry.resolve() if registry is not None else None
         versions = _versions(application, appliance, model_version, registry)
         stored = _run(building, versions, start_ns, stop_ns, application, registry, workers)
-    finally:
-        ray.shutdown()
     _summarise(building, versions, stored)
-
-
-def _connect(address: str) -> None:
-    """Ray itself would try for half a minute, and tell in ten lines."""
-    if not address:
-        fail("no cluster: start the service (nilm run), then: . .nilm/serve-env.sh  or give --address")
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError, OverflowError):
-        fail(f"nothing answers at {address}: is the service running? `. .nilm/serve-env.sh` tells where")
-    # Ray's parts tell of every step; what a person needs to know of them comes back as a failure.
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    logging.disable(logging.WARNING)
-    import ray  # noqa: PLC0415 - it takes seconds to import
-
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
-        fail(f"the cluster at {address} does not let us in: {str(error).splitlines()[0]}")
 
 
 def _versions(
     application: str, appliances: list[str] | None, version: str | None, registry_path: Path | None
 ) -> dict[str, str]:
     """By appliance, those that were asked for; each is registered, and fits minutes."""
+    from deployments.backfill import SAMPLE_PERIOD_S  # noqa: PLC0415 - imports torch
+
     serving = _serving(application)
     wanted = appliances or sorted(serving)
     unknown = sorted(set(wanted) - set(serving))
@@ -130,11 +104,8 @@ def _serving(application: str) -> dict[str, str]:
 
     from serve_app.app import RESERVED_NAMES  # noqa: PLC0415 - imports Ray
 
-    status = serve.status().applications.get(application)
-    if status is None:
-        fail(f"no application {application!r} runs on this cluster")
     versions = {}
-    for name in sorted(set(status.deployments) - RESERVED_NAMES):
+    for name in sorted(deployments_of(application) - RESERVED_NAMES):
         handle = serve.get_deployment_handle(name, application)
         try:
             state = handle.status.remote().result(timeout_s=ANSWER_S)
