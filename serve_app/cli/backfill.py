@@ -14,7 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.registry import Registry, RegistryEntry, RegistryError
-from serve_app.cli.cluster_connection import connected
+from serve_app.cli.cluster_connection import (
+    ANSWER_S,
+    Address,
+    Application,
+    RegistryPath,
+    deployments_of,
+    joined,
+)
 from serve_app.cli.db import moment_ns
 from serve_app.cli.train import fail, require_tools
 from serve_app.schemas import IDENTIFIER_PATTERN
@@ -22,7 +29,6 @@ from serve_app.schemas import IDENTIFIER_PATTERN
 if TYPE_CHECKING:
     from deployments.backfill_run import StretchDone
 
-ANSWER_S = 30.0
 COUNTS = {
     "stored": "minutes stored",
     "already_stored": "stored before",
@@ -30,8 +36,6 @@ COUNTS = {
     "not_kept": "not kept",
 }
 """Of a `StretchDone`, and the columns they are shown in."""
-SAMPLE_PERIOD_S = 60.0
-"""Of the models it can run: stored readings are put together to minutes."""
 
 
 def backfill(
@@ -45,16 +49,12 @@ def backfill(
         str | None,
         typer.Option(help="A registered version; charts show the newest there is.  [default: what serves]"),
     ] = None,
-    registry: Annotated[
-        Path | None, typer.Option(help="Another registry than the packaged one, as in the service's `args`.")
-    ] = None,
+    registry: RegistryPath = None,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes; each uses what live traffic leaves of a core.")
     ] = 1,
-    address: Annotated[
-        str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
-    ] = "",
-    application: Annotated[str, typer.Option(help="Name of the Serve application.")] = "nilm",
+    address: Address = "",
+    application: Application = "nilm",
 ) -> None:
     """Run a building's stored readings through the models and store the predictions under their version.
 
@@ -67,7 +67,7 @@ def backfill(
     start_ns, stop_ns = moment_ns("--from", start), moment_ns("--to", end)
     if stop_ns <= start_ns:
         fail("--to must be after --from")
-    with connected(address):
+    with joined(address):
         registry = registry.resolve() if registry is not None else None
         versions = _versions(application, appliance, model_version, registry)
         stored = _run(building, versions, start_ns, stop_ns, application, registry, workers)
@@ -78,6 +78,8 @@ def _versions(
     application: str, appliances: list[str] | None, version: str | None, registry_path: Path | None
 ) -> dict[str, str]:
     """By appliance, those that were asked for; each is registered, and fits minutes."""
+    from deployments.backfill import SAMPLE_PERIOD_S  # noqa: PLC0415 - imports torch
+
     serving = _serving(application)
     wanted = appliances or sorted(serving)
     unknown = sorted(set(wanted) - set(serving))
@@ -102,11 +104,8 @@ def _serving(application: str) -> dict[str, str]:
 
     from serve_app.app import RESERVED_NAMES  # noqa: PLC0415 - imports Ray
 
-    status = serve.status().applications.get(application)
-    if status is None:
-        fail(f"no application {application!r} runs on this cluster")
     versions = {}
-    for name in sorted(set(status.deployments) - RESERVED_NAMES):
+    for name in sorted(deployments_of(application) - RESERVED_NAMES):
         handle = serve.get_deployment_handle(name, application)
         try:
             state = handle.status.remote().result(timeout_s=ANSWER_S)

@@ -19,6 +19,7 @@ from deployments.rollout_contracts import RolloutOverview
 from deployments.rollout_plan import RolloutPlan
 from models.registry import Registry, RegistryError
 from serve_app.cli import rollout_words as words
+from serve_app.cli.cluster_connection import Address
 from serve_app.cli.rollout_cluster import RolloutCluster
 from serve_app.cli.rollout_file import RolloutFile, RolloutFileError
 from serve_app.cli.train import fail
@@ -32,9 +33,6 @@ REFUSED_AFTER_S = 15.0
 HISTORY_ENTRIES = 1000
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The Serve configuration.")]
-Address = Annotated[
-    str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
-]
 DEFAULT_CONFIG = Path("serve_config.yaml")
 
 rollout = typer.Typer(
