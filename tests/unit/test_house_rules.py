@@ -161,7 +161,7 @@ def test_models_can_be_used_without_ray_or_the_web() -> None:
 @pytest.fixture(scope="module")
 def app() -> Any:
     logger = logging.Logger("rules")
-    catalogue = Catalogue({}, object(), logger)  # type: ignore[arg-type]
+    catalogue = Catalogue({}, object(), object(), logger)  # type: ignore[arg-type]
     # In production, so that no page for developers is among the routes.
     settings = Settings(env=Environment.PRODUCTION, rate_limit_per_ip=1000)
     grants = GrantCache(DevelopmentGrants(ROOT / "no-such-file"))
