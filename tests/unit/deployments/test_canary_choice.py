@@ -51,7 +51,7 @@ def test_each_appliance_tries_its_canary_on_other_buildings() -> None:
 
 
 def test_the_choice_is_the_same_in_every_process_and_release() -> None:
-    """Places computed apart, by `hashlib.blake2b(b"home-1", digest_size=8, key=b"kettle")`: a change moves buildings."""
+    """Places computed apart, as `blake2b(b"home-1", digest_size=8, key=b"kettle")`: a change moves buildings."""
     for building, place in (("home-1", 0.12268899518784034), ("home-2", 0.3571105599760598)):
         assert not is_canary("kettle", building, 100 * place - 1e-6)
         assert is_canary("kettle", building, 100 * place + 1e-6)
