@@ -31,7 +31,11 @@ class RecentCounts:
 
     def add(self, increment: VersionCounts) -> None:
         """Takes an increment in, and lets the oldest go as soon as there are enough without them."""
-        self._increments.append(increment)
+        if self._increments and increment.windows == 0:
+            # It would push nothing out: reports of a service without traffic would pile up for ever.
+            self._increments[-1] += increment
+        else:
+            self._increments.append(increment)
         self.total += increment
         while self.total.windows - self._increments[0].windows >= self.over_windows:
             self.total -= self._increments.popleft()

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from models.registry import Registry, RegistryEntry, RegistryError
 
@@ -56,7 +57,7 @@ class GuardBounds:
 
     min_windows: Count = 200
     """Before that many, nothing is judged."""
-    over_windows: Count = 5000
+    over_windows: Annotated[Count, Field(validate_default=True)] = 5000
     """Only about the latest that many are looked at: a canary that turns bad after a good week is found as fast."""
     max_error_share: Share = 0.002
     """It raised, gave a value that is not finite, or took longer than it may. The stable version answered instead."""
@@ -70,6 +71,13 @@ class GuardBounds:
     """One says on, the other off, for the same window."""
     max_power_ratio: Annotated[Number, Field(gt=1.0)] = 1.5
     """Energy over the same windows: at most that many times the stable version's, and at least one part of it."""
+
+    @pydantic.field_validator("over_windows")
+    @classmethod
+    def _enough_to_judge(cls, over_windows: int, info: pydantic.ValidationInfo) -> int:
+        if over_windows < info.data.get("min_windows", 0):
+            raise PydanticCustomError("too_few", "is less than min_windows, so nothing would ever be judged")
+        return over_windows
 
 
 @dataclass(frozen=True, config=EXACT)
@@ -190,6 +198,8 @@ def _misfits(entry: RegistryEntry, stable: RegistryEntry) -> list[str]:
 
 def _fault(loc: tuple[int | str, ...], kind: str, message: str) -> PlanFault:
     keys = tuple(str(part) for part in loc)
+    if keys[-1:] == ("[key]",):
+        return PlanFault(keys[:-1], "is not a text")
     if kind == "string_type":
         return PlanFault(keys, 'is not a text: write the version in quotes, "2.2.0"')
     if kind == "unexpected_keyword_argument":

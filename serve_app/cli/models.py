@@ -35,7 +35,7 @@ def list_versions(
         "serve_config.yaml"
     ),
 ) -> None:
-    """Every version with its figures on a home it never saw, and which one serve_config.yaml serves."""
+    """Every version with its figures on a home it never saw, and what serve_config.yaml serves."""
     served = _served(config)
     result = Table(title="on a home it never saw; MAE in W")
     for heading in ("model", "version", "active", "served", "tested on"):
@@ -48,7 +48,7 @@ def list_versions(
             entry.model_id,
             entry.model_version,
             "yes" if entry.is_active else "",
-            "yes" if served.get(entry.appliance_id) == entry.model_version else "",
+            served.get((entry.appliance_id, entry.model_version), ""),
             figures.home,
             *figures.final,
             figures.always_off,
@@ -64,17 +64,20 @@ def _count(parameters: Any) -> str:
     return f"{parameters:,}" if isinstance(parameters, int) else "-"
 
 
-def _served(config: Path) -> dict[str, str]:
-    """Appliance -> version of the deployments in a Serve config; empty when there is none."""
+def _served(config: Path) -> dict[tuple[str, str], str]:
+    """(appliance, version) -> its role, by the rollout plans of a Serve config; empty when there is none."""
     if not config.is_file():
         return {}
     try:
         document: Any = yaml.safe_load(config.read_text(encoding="utf-8"))
         return {
-            str(deployment["name"]): str(deployment["user_config"]["model_version"])
+            (str(appliance), str(part["version"] if role != "stable" else part)): role
             for application in document["applications"]
             for deployment in application.get("deployments") or ()
-            if "model_version" in (deployment.get("user_config") or {})
+            if deployment["name"] == "rollout"
+            for appliance, plan in (deployment.get("user_config") or {}).items()
+            for role, part in plan.items()
+            if role in ("stable", "canary", "shadow")
         }
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         fail(f"{config} is not a Serve config: {error}")

@@ -60,16 +60,17 @@ def test_add_active_is_refused_with_the_reason_and_changes_nothing(here: Path) -
 def test_list_shows_figures_what_is_active_and_what_serves(here: Path) -> None:
     nilm("add", "run", "--version", "1.1.0", "--registry-root", "models")
     (here / "serve_config.yaml").write_text(
-        "applications: [{deployments: [{name: ingress}, {name: kettle, user_config: {model_version: 1.1.0}}]}]"
+        "applications: [{deployments: [{name: ingress}, {name: rollout, user_config: "
+        "{kettle: {stable: 1.1.0, canary: {version: 1.0.0, percent: 5}}}}]}]"
     )
     result = nilm_on("list")
     assert result.exit_code == 0
     lines = [[cell.strip() for cell in line.split("│")] for line in result.stdout.splitlines() if "1.0" in line]
     first = next(cells for cells in lines if "1.0.0" in cells)
     figures = ["UK-DALE House 2", "0.938", "5.86", "25.00", "0.901", "7.12", "1,234"]
-    assert first[1:12] == ["kettle-tpunet", "1.0.0", "yes", "", *figures]
+    assert first[1:12] == ["kettle-tpunet", "1.0.0", "yes", "canary", *figures]
     second = next(line for line in result.stdout.splitlines() if "1.1.0" in line)
-    assert [cell.strip() for cell in second.split("│")][1:5] == ["kettle-tpunet", "1.1.0", "", "yes"]
+    assert [cell.strip() for cell in second.split("│")][1:5] == ["kettle-tpunet", "1.1.0", "", "stable"]
 
 
 def test_list_takes_another_configuration_and_refuses_one_that_is_none(here: Path) -> None:

@@ -38,12 +38,13 @@ from deployments.contracts import (
     PersistResult,
     PowerInterval,
     RecordSet,
-    RefusedVersion,
     StoredReply,
     StoreStatus,
 )
 from deployments.coordinator import Coordinator
 from deployments.idempotency import KeyClaims, Start
+from deployments.rollout_contracts import ApplianceRollout, Directive, RolloutOverview
+from deployments.rollout_plan import RolloutPlan
 from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
 from serve_app.access.cache_control import CacheControl, answers_of
@@ -94,10 +95,11 @@ class FakeAppliance:
     provisional_w: float | None = None
     spread_w: float = 50.0
     version: str | None = "1.0.0"
-    refused: RefusedVersion | None = None
+    nothing: str = ""
     answer: Callable[[InferenceRequest], Any] | None = None
     windows: list[list[float]] = field(default_factory=list)
     attributions: list[Attribution] = field(default_factory=list)
+    buildings: list[str] = field(default_factory=list)
     silent: bool = False
 
     @property
@@ -116,6 +118,7 @@ class FakeAppliance:
     async def _infer(self, request: InferenceRequest) -> InferenceResult:
         self.windows.append([round(float(v), 5) for v in request.window_kw])
         self.attributions.append(request.attribution)
+        self.buildings.append(request.building_id)
         if request.window_kw.shape != (self.window_size,):
             return InferenceRefused(InferenceRefusal.WINDOW_LENGTH, "", input_window_size=self.window_size)
         if self.answer is not None:
@@ -154,7 +157,6 @@ class FakeAppliance:
         loaded = self.version is not None
         return ApplianceStatus(
             appliance_id=self.appliance_id,
-            wanted_version="1.0.0",
             model_id=f"{self.appliance_id}-net" if loaded else None,
             model_version=self.version,
             artifact_sha256=SHA256 if loaded else None,
@@ -163,7 +165,7 @@ class FakeAppliance:
             sample_period_s=self.sample_period_s if loaded else None,
             device="cpu",
             loading=False,
-            refused=self.refused,
+            nothing=self.nothing,
             windows_total=3,
             batches_total=2,
             largest_batch=2,
@@ -274,13 +276,39 @@ class FixedGrants:
     async def aclose(self) -> None: ...
 
 
-class FakeCoordinator:
-    """The real coordinator behind a handle."""
+def rollout(appliance_id: str, **changes: Any) -> ApplianceRollout:
+    """What the coordinator knows of an appliance that serves 1.0.0 and nothing else; anything can be replaced."""
+    values: dict[str, Any] = {
+        "active": Directive(7, 7, RolloutPlan("1.0.0")),
+        "preparing": None,
+        "refused": None,
+        "counts": (),
+        "recent": (),
+        "replicas": (),
+    }
+    return ApplianceRollout(appliance_id=appliance_id, **(values | changes))
 
-    def __init__(self, requests_per_minute: Mapping[str, int]) -> None:
-        self.real = Coordinator(requests_per_minute)
+
+class FakeCoordinator:
+    """The real coordinator behind a handle; what it says of rollouts is given, and None is no answer."""
+
+    def __init__(self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...]) -> None:
+        self.real = Coordinator(requests_per_minute, appliances)
         self.report, self.listen = Method(self.real.report), Method(self.real.listen)
         self.answer, self.ask = Method(self.real.answer), Method(self.real.ask)
+        self.overview: RolloutOverview | None = RolloutOverview(tuple(rollout(name) for name in appliances), None, 0, 0)
+
+    @property
+    def status(self) -> Method:
+        return Method(self._status)
+
+    async def _status(self) -> RolloutOverview:
+        if self.overview is None:
+            raise ConnectionError("no replica")
+        return self.overview
+
+    def tells(self, *rollouts: ApplianceRollout) -> None:
+        self.overview = RolloutOverview(rollouts, None, 0, 0)
 
 
 class ServeRequestId:
@@ -397,7 +425,6 @@ async def start(
     handler = _Lines()
     logger = logging.Logger("unit")
     logger.addHandler(handler)
-    catalogue = Catalogue(fakes, store, logger)
     values = {
         "env": Environment.DEVELOPMENT,
         "supabase_jwt_secret": SECRET,
@@ -406,7 +433,8 @@ async def start(
         "request_timeout_s": 5.0,
     } | settings
     configuration = Settings(**values)
-    coordinator = FakeCoordinator(configuration.requests_per_minute)
+    coordinator = FakeCoordinator(configuration.requests_per_minute, tuple(fakes))
+    catalogue = Catalogue(fakes, store, coordinator, logger)
     source = grants or FixedGrants()
     cache = GrantCache(source)
     registry = Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path())
@@ -466,6 +494,7 @@ def kit() -> SimpleNamespace:
         FakeStore=FakeStore,
         Method=Method,
         FixedGrants=FixedGrants,
+        rollout=rollout,
         SECRET=SECRET,
         ISSUER=ISSUER,
         ADMIN_TOKEN=ADMIN_TOKEN,

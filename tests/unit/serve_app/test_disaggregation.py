@@ -28,7 +28,6 @@ def status(
         indices = {Attribution.FINAL: index, Attribution.PROVISIONAL: last}
     return ApplianceStatus(
         appliance_id=name,
-        wanted_version="1",
         model_id=name,
         model_version="1",
         artifact_sha256="",
@@ -37,7 +36,7 @@ def status(
         sample_period_s=period_s,
         device="cpu",
         loading=False,
-        refused=None,
+        nothing="",
         windows_total=0,
         batches_total=0,
         largest_batch=0,

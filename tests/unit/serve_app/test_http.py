@@ -1,4 +1,4 @@
-"""What every reply carries, whatever the route: ids, traces, CORS, timings, problems; probes, metrics, models."""
+"""What every reply carries, whatever the route: ids, traces, CORS, timings, problems; probes, metrics."""
 
 from __future__ import annotations
 
@@ -301,14 +301,16 @@ async def test_not_ready_says_why_outside_production(kit: Any, case: int, env: E
 
 
 async def test_a_refused_version_is_a_reason_only_when_nothing_serves(kit: Any) -> None:
-    refused = RefusedVersion("2.0.0", "sha256_mismatch", "model.safetensors has sha256 00")
-    kettle = kit.FakeAppliance("kettle", refused=refused)
+    kettle = kit.FakeAppliance("kettle")
     async with kit.start({"kettle": kettle}) as service:
+        refused = RefusedVersion("2.0.0", "sha256_mismatch", "model.safetensors has sha256 00")
+        service.coordinator.tells(kit.rollout("kettle", refused=refused))
+        await service.catalogue.refresh()
         assert (await service.client.get("/ready")).status_code == 200
-        kettle.version = None
+        kettle.version, kettle.nothing = None, "sha256_mismatch: model.safetensors has sha256 00"
         await service.catalogue.refresh()
         response = await service.client.get("/ready")
-        assert response.json()["reasons"] == ["kettle: version 2.0.0 refused: sha256_mismatch"]
+        assert response.json()["reasons"] == ["kettle: refused: sha256_mismatch: model.safetensors has sha256 00"]
 
 
 async def test_an_answer_ages(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,65 +346,6 @@ async def test_the_api_document_describes_the_bodies(service: Any) -> None:
     assert "Attribution" in references
     assert references <= document["components"]["schemas"].keys()
     assert schema["properties"].keys() == {"building_id", "appliance_id", "window", "attribution", "timestamp"}
-
-
-async def test_models_lists_versions_and_what_serves(service: Any) -> None:
-    body = (await service.client.get("/models")).json()
-    assert [(m["model_version"], m["serving"], m["is_active"]) for m in body["models"]] == [
-        ("1.0.0", True, True),
-        ("0.9.0", False, False),
-    ]
-    assert body["appliances"][0] == {
-        "appliance_id": "kettle",
-        "ready": True,
-        "wanted_version": "1.0.0",
-        "serving_version": "1.0.0",
-        "refused": None,
-    }
-
-
-async def test_models_tells_the_sample_and_the_window_of_either_answer(kit: Any) -> None:
-    fakes = {
-        "kettle": kit.FakeAppliance("kettle", output_index=2, provisional_index=4),
-        "microwave": kit.FakeAppliance("microwave", window_size=7, output_index=3, provisional_index=5),
-    }
-    async with kit.start(fakes) as service:
-        body = (await service.client.get("/models")).json()
-        assert {(m["output_sample_index"], m["provisional_sample_index"]) for m in body["models"]} == {(2, 4)}
-        shape = {"sample_period_s": 60.0}
-        assert body["disaggregate"] == shape | {"input_window_size": 7, "output_sample_index": 3}
-        assert body["disaggregate_provisional"] == shape | {"input_window_size": 7, "output_sample_index": 5}
-        fakes["microwave"].provisional_index = 3
-        await service.catalogue.refresh()
-        body = (await service.client.get("/models")).json()
-        # The kettle needs four samples before the common instant, the microwave three after it.
-        assert body["disaggregate_provisional"] == shape | {"input_window_size": 8, "output_sample_index": 4}
-
-
-async def test_models_says_why_a_version_is_not_served(kit: Any) -> None:
-    refused = RefusedVersion("2.0.0", "sha256_mismatch", "another hash")
-    async with kit.start({"kettle": kit.FakeAppliance("kettle", refused=refused)}) as service:
-        (appliance,) = (await service.client.get("/models")).json()["appliances"]
-        assert appliance["refused"] == "2.0.0: sha256_mismatch: another hash"
-        assert appliance["ready"] is True
-
-
-async def test_models_before_anything_answered(kit: Any) -> None:
-    async with kit.start(poll=False) as service:
-        body = (await service.client.get("/models")).json()
-        assert body["disaggregate"] is body["disaggregate_provisional"] is None
-        assert [a["ready"] for a in body["appliances"]] == [False, False]
-        assert not any(m["serving"] for m in body["models"])
-
-
-async def test_one_model_in_detail(service: Any) -> None:
-    versions = (await service.client.get("/models/kettle-net")).json()
-    assert [v["model_version"] for v in versions] == ["0.9.0", "1.0.0"]
-    assert (versions[0]["output_sample_index"], versions[0]["provisional_sample_index"]) == (2, 4)
-    assert versions[0]["metrics"] == {"mae_w": 12.5}
-    assert versions[0]["training_data"] == [
-        {"home": "home-1", "from": "2024-01-01", "to": "2024-02-01", "attribution": "a household"}
-    ]
 
 
 async def test_the_background_lives_with_the_application(service: Any, kit: Any) -> None:
