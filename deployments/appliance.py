@@ -30,7 +30,8 @@ from deployments.contracts import (
     RefusedVersion,
 )
 from models.architectures import COVERAGES
-from models.loader import ArtifactRefused, LoadedModel, ModelOutput, load_verified
+from models.loader import LoadedModel, ModelOutput, load_verified
+from models.refusal import ArtifactRefused
 from models.registry import Registry, RegistryError
 
 MAX_BATCH_WINDOWS = 64

@@ -24,7 +24,8 @@ from ray.serve.exceptions import RayServeException
 from deployments.backfill import Stretch, pending, predict
 from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
 from deployments.history_contracts import HistoryFailed, StoredMinutes
-from models.loader import ArtifactRefused, LoadedModel, load_verified
+from models.loader import LoadedModel, load_verified
+from models.refusal import ArtifactRefused
 from models.registry import Registry, RegistryError
 
 COMMIT_POINTS = 240
