@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import uuid
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,12 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from models.registry import Registry, RegistryEntry, RegistryError
+from deployments.registry_source import REGISTRY_VARIABLE, registry_source
+from models.registry import RegistryEntry, RegistryError
 from serve_app.cli.cluster_connection import (
     ANSWER_S,
     Address,
     Application,
-    RegistryPath,
     deployments_of,
     joined,
 )
@@ -49,7 +48,6 @@ def backfill(
         str | None,
         typer.Option(help="A registered version; charts show the newest there is.  [default: what serves]"),
     ] = None,
-    registry: RegistryPath = None,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes; each uses what live traffic leaves of a core.")
     ] = 1,
@@ -68,15 +66,12 @@ def backfill(
     if stop_ns <= start_ns:
         fail("--to must be after --from")
     with joined(address):
-        registry = registry.resolve() if registry is not None else None
-        versions = _versions(application, appliance, model_version, registry)
-        stored = _run(building, versions, start_ns, stop_ns, application, registry, workers)
+        versions = _versions(application, appliance, model_version)
+        stored = _run(building, versions, start_ns, stop_ns, application, workers)
     _summarise(building, versions, stored)
 
 
-def _versions(
-    application: str, appliances: list[str] | None, version: str | None, registry_path: Path | None
-) -> dict[str, str]:
+def _versions(application: str, appliances: list[str] | None, version: str | None) -> dict[str, str]:
     """By appliance, those that were asked for; each is registered, and fits minutes."""
     from deployments.backfill import SAMPLE_PERIOD_S  # noqa: PLC0415 - imports torch
 
@@ -86,10 +81,10 @@ def _versions(
     if unknown:
         fail(f"{', '.join(unknown)} is not served; served are: {', '.join(sorted(serving))}")
     try:
-        registered = Registry.load(registry_path)
+        registered = registry_source().registry()
         entries: list[RegistryEntry] = [registered.resolve(one, version or serving[one]) for one in wanted]
     except RegistryError as error:
-        fail(f"{error}. Choose with --appliance, --model-version and --registry")
+        fail(f"{error}. Choose with --appliance and --model-version, or another {REGISTRY_VARIABLE}")
     for entry in entries:
         if entry.sample_period_s != SAMPLE_PERIOD_S:
             fail(f"{entry.appliance_id} {entry.model_version} takes samples of {entry.sample_period_s:g} s, not 60 s")
@@ -124,7 +119,6 @@ def _run(
     start_ns: int,
     stop_ns: int,
     application: str,
-    registry: Path | None,
     workers: int,
 ) -> Counter[tuple[str, str]]:
     """Minutes by (appliance, what became of them)."""
@@ -137,7 +131,7 @@ def _run(
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         bar = bars.add_task(f"backfilling {building}", total=len(work))
         try:
-            for done in run(work, application, registry, f"backfill-{uuid.uuid4().hex[:12]}", workers):
+            for done in run(work, application, f"backfill-{uuid.uuid4().hex[:12]}", workers):
                 _count(minutes, done)
                 bars.advance(bar)
         except BackfillFailed as failure:

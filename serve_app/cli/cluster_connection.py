@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,9 +21,6 @@ Address = Annotated[
     str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
 ]
 Application = Annotated[str, typer.Option(help="Name of the Serve application.")]
-RegistryPath = Annotated[
-    Path | None, typer.Option(help="Another registry than the packaged one, as in the service's `args`.")
-]
 
 
 @contextmanager

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from deployments.registry_source import registry_source
+from models.refusal import ArtifactRefused
 from models.registry import Registry, RegistryEntry, RegistryError
-from serve_app.cli.cluster_connection import ANSWER_S, Address, Application, RegistryPath, deployments_of, joined
+from models.source import RegistrySource
+from serve_app.cli.cluster_connection import ANSWER_S, Address, Application, deployments_of, joined
 from serve_app.cli.db import moment_ns
 from serve_app.cli.train import TABLE_WIDTH, fail
 from serve_app.instants import from_ns
@@ -35,7 +37,6 @@ def replay(
         str, typer.Option("--from", help="Of the instants predicted for: ISO 8601 with offset, or like -30d.")
     ] = "-30d",
     end: Annotated[str, typer.Option("--to", help="Up to: like --from.")] = "now()",
-    registry: RegistryPath = None,
     address: Address = "",
     application: Application = "nilm",
 ) -> None:
@@ -50,11 +51,11 @@ def replay(
         start_ns, stop_ns = moment_ns("--from", start), moment_ns("--to", end)
         if stop_ns <= start_ns:
             fail("--to must be after --from")
-        registered = _registry(registry)
+        source = _source()
         with joined(address):
             if "history" not in deployments_of(application):
                 fail(f"{application!r} has no deployment that reads what is stored")
-            replays = _Replays(registered, application).run(request_id, start_ns, stop_ns)
+            replays = _Replays(source, application).run(request_id, start_ns, stop_ns)
     from serve_app.replay_verdicts import compare, exit_code  # noqa: PLC0415 - imports torch
 
     comparisons = compare(replays)
@@ -71,9 +72,16 @@ def _ending_with_2() -> Iterator[None]:
         raise typer.Exit(NOT_REPLAYED) from None
 
 
-def _registry(path: Path | None) -> Registry:
+def _source() -> RegistrySource:
     try:
-        return Registry.load(path)
+        return registry_source()
+    except RegistryError as error:
+        fail(str(error))
+
+
+def _registry(source: RegistrySource) -> Registry:
+    try:
+        return source.registry()
     except RegistryError as error:
         fail(str(error))
 
@@ -81,10 +89,10 @@ def _registry(path: Path | None) -> Registry:
 class _Replays:
     """Asks the service's History deployment, and runs the models here."""
 
-    def __init__(self, registry: Registry, application: str) -> None:
+    def __init__(self, source: RegistrySource, application: str) -> None:
         from ray import serve  # noqa: PLC0415 - it takes seconds to import
 
-        self._registry = registry
+        self._source, self._registry = source, _registry(source)
         self._history = serve.get_deployment_handle("history", application)
         self._models: dict[tuple[str, str], LoadedModel | NotReplayed] = {}
 
@@ -114,13 +122,13 @@ class _Replays:
 
     def _model(self, entry: RegistryEntry) -> LoadedModel | NotReplayed:
         from deployments.replay import NotReplayed  # noqa: PLC0415 - imports torch
-        from models.loader import ArtifactRefused, load_verified  # noqa: PLC0415 - imports torch
+        from models.loader import load_verified  # noqa: PLC0415 - imports torch
 
         key = (entry.appliance_id, entry.model_version)
         if key not in self._models:
             try:
-                self._models[key] = load_verified(entry, self._registry.root)
-            except ArtifactRefused as refused:
+                self._models[key] = load_verified(entry, self._source.fetch(entry, self._registry))
+            except (ArtifactRefused, RegistryError) as refused:
                 self._models[key] = NotReplayed(str(refused))
         return self._models[key]
 

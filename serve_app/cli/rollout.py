@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from deployments.registry_source import registry_source
 from deployments.rollout_contracts import RolloutOverview
 from deployments.rollout_plan import RolloutPlan
 from models.registry import Registry, RegistryError
@@ -103,7 +104,7 @@ def promote(
             fail(f"{version} is not the running canary of {appliance}: apply the file first, and watch it")
         if active.demoted is not None:
             fail(f"{version} was demoted: {active.demoted.reason}. Nothing is changed")
-        known = _registry(file)
+        known = _registry()
         _write_and_apply(cluster, file, known)
 
 
@@ -125,7 +126,7 @@ def rollback(
             file.replace(words.yaml_plans(file.user_config, before))
         except RolloutFileError as error:
             fail(str(error))
-        _write_and_apply(cluster, file, _registry(file))
+        _write_and_apply(cluster, file, _registry())
 
 
 @rollout.command()
@@ -150,16 +151,16 @@ def _file(config: Path) -> RolloutFile:
         fail(str(error))
 
 
-def _registry(file: RolloutFile) -> Registry:
+def _registry() -> Registry:
     try:
-        return Registry.load(Path(file.registry_path) if file.registry_path else None)
+        return registry_source().registry()
     except RegistryError as error:
         fail(str(error))
 
 
 def _read(config: Path) -> tuple[RolloutFile, dict[str, RolloutPlan], Registry]:
     file = _file(config)
-    known = _registry(file)
+    known = _registry()
     return file, _plans(file, known), known
 
 

@@ -220,14 +220,13 @@ def start_rollout_bench(folder: Path, **options: Any) -> Iterator[RolloutBench]:
     config = service_config(
         folder / "serve_config.yaml",
         appliances=["kettle"],
-        registry_path=str(registry),
         plans={"kettle": {"stable": A}},
         **options,
     )
     document = yaml.safe_load(config.read_text())
     document["applications"][0]["import_path"] = "tests.fault.faulty_app:build"
     config.write_text(yaml.safe_dump(document, sort_keys=False))
-    with running_service(folder, config, {"PYTHONPATH": str(ROOT)}) as service:
+    with running_service(folder, config, {"PYTHONPATH": str(ROOT), "MODEL_REGISTRY_URI": str(registry)}) as service:
         yield RolloutBench(service, kettle_windows())
 
 

@@ -45,10 +45,10 @@ def client(service: Service) -> Iterator[httpx.Client]:
         yield client
 
 
-def replay(service: Service, request_id: str, *more: str) -> subprocess.CompletedProcess[str]:
+def replay(service: Service, request_id: str, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """With the environment that `. .nilm/serve-env.sh` makes."""
     script = (service.data_dir / SHELL_FILE_NAME).read_text().replace("export ", "")
-    environment = {**os.environ, **dict(word.split("=", 1) for word in script.split())}
+    environment = {**os.environ, **dict(word.split("=", 1) for word in script.split()), **variables}
     command = [str(NILM), "replay", "--request-id", request_id, *more]
     done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr, done.stderr
@@ -134,7 +134,7 @@ def test_another_file_of_the_version_is_not_run(service: Service, client: httpx.
     said = infer(client, "replay-other-file", mains_kw()[5 : 5 + size], 5)
     registry = tmp_path / "registry.json"
     registry.write_text(PACKAGED_REGISTRY.read_text().replace(said["artifact_sha256"], "ab" * 32))
-    done = replay(service, "replay-other-file", "--registry", str(registry))
+    done = replay(service, "replay-other-file", MODEL_REGISTRY_URI=str(registry))
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"the registry's {said['model_version']} is another file" in done.stdout
 

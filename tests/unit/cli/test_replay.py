@@ -19,7 +19,6 @@ from serve_app.cli.main import app
         (["--request-id", "größe"], "--request-id must be 1 to 128 letters"),
         (["--request-id", "r", "--from", "-1d", "--to", "-2d"], "--to must be after --from"),
         (["--request-id", "r", "--from", "yesterday"], "--from must be ISO 8601"),
-        (["--request-id", "r", "--registry", "no-such-file"], "no-such-file"),
         (["--request-id", "r"], "no cluster: start the service"),
         (["--request-id", "r", "--address", "127.0.0.1:1"], "nothing answers at 127.0.0.1:1"),
     ],
