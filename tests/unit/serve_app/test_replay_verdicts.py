@@ -90,6 +90,12 @@ def test_smaller_than_scaled_differs(stored: MakePoint) -> None:
     assert exit_code(found) == 1
 
 
+def test_another_share_than_the_scaled_one_differs_though_the_sum_is_the_mains(stored: MakePoint) -> None:
+    shares_kw = {"kettle": 0.9, "microwave": 1.1, "dishwasher": 0.0}
+    found = compare([(stored(shares_kw[name], name), says(kw)) for name, kw in CLAIMS.items()])
+    assert verdicts(found) == [Verdict.DIFFERS, Verdict.DIFFERS, Verdict.AGREES]
+
+
 def test_points_of_another_instant_building_or_attribution_are_not_scaled_together(stored: MakePoint) -> None:
     others = ({"time_ns": 8}, {"building_id": "cabin"}, {"attribution": "provisional"})
     for change in others:
@@ -112,7 +118,7 @@ def test_a_part_of_what_was_scaled_is_explained_by_its_sum(stored: MakePoint) ->
     assert exit_code(found) == 2
 
 
-@pytest.mark.parametrize(("kettle_kw", "microwave_kw"), [(1.0, 0.5), (2.6, -0.6)])
+@pytest.mark.parametrize(("kettle_kw", "microwave_kw"), [(1.0, 0.5), (2.6, -0.6), (2.0, 0.5)])
 def test_a_part_whose_sum_is_not_the_mains_or_that_grew_differs(
     stored: MakePoint, kettle_kw: float, microwave_kw: float
 ) -> None:
@@ -126,5 +132,8 @@ def test_the_order_is_that_of_the_points(stored: MakePoint) -> None:
     assert [one.point for one in compare([(point, says(1.0)) for point in points])] == points
 
 
-def test_nothing_replayed_is_no_success() -> None:
+def test_nothing_replayed_is_no_success(stored: MakePoint) -> None:
+    found = compare([(stored(1.0, name), GONE) for name in CLAIMS])
+    assert verdicts(found) == [Verdict.NOT_REPLAYED] * 3
+    assert exit_code(found) == 2
     assert exit_code([]) == 2
