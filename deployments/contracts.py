@@ -17,6 +17,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from deployments.journal_contracts import JournalEntry
 from models.attribution import Attribution
 
 WindowKw = npt.NDArray[np.float32]
@@ -251,18 +252,20 @@ class Completion:
 class RecordSet:
     """What becomes durable together or not at all: points (one `/infer`: one, one `/disaggregate`: several), readings.
 
-    With `completion`, the reply of a keyed request becomes durable with them.
+    With `completion`, the reply of a keyed request becomes durable with them. `journal_entry` usually comes alone.
     """
 
     points: tuple[PredictionPoint, ...]
     deadline_s: float
     completion: Completion | None = None
     readings: Readings | None = None
+    journal_entry: JournalEntry | None = None
 
     @property
     def records(self) -> int:
         """How many rows it makes."""
-        return len(self.points) + (0 if self.readings is None else len(self.readings))
+        readings = 0 if self.readings is None else len(self.readings)
+        return len(self.points) + readings + (self.journal_entry is not None)
 
 
 class PersistFailure(StrEnum):

@@ -18,6 +18,7 @@ from deployments.noticeboard import Answers, Heard, Noticeboard
 from deployments.quota_ledger import QuotaLedger
 from deployments.rollout_contracts import Offer, OfferOutcome, Orders, ReplicaReport, RolloutOverview
 from deployments.rollout_control import RolloutControl
+from deployments.rollout_journal import RolloutJournal
 
 ANSWER_WAIT_S = 3.0
 """A replica answers from memory; one that needs longer is stuck."""
@@ -27,11 +28,11 @@ REDIS_VARIABLE = "REDIS_URL"
 class Coordinator:
     """Hosts the ledger, the board and the rollouts; exactly one replica."""
 
-    def __init__(self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...]) -> None:
+    def __init__(self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...], persistence: Any) -> None:
         # The URL may hold a password: read here, it is not pickled into the deployment's arguments.
         self._ledger = QuotaLedger(requests_per_minute, redis_url=os.environ.get(REDIS_VARIABLE) or None)
         self._board = Noticeboard()
-        self._rollouts = RolloutControl(appliances, lambda kind, document: None)
+        self._rollouts = RolloutControl(appliances, RolloutJournal(persistence).note)
         self._watching: asyncio.Task[None] | None = None
 
     async def report(self, uses: tuple[QuotaUse, ...]) -> tuple[QuotaState, ...]:

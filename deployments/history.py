@@ -21,6 +21,7 @@ import orjson
 from deployments.analytics.answers import document
 from deployments.analytics.spans import MINUTE_NS, Span
 from deployments.history_contracts import HistoryAnswer, HistoryFailed, HistoryQuery, MinutesQuery, StoredMinutes
+from deployments.journal_contracts import JournalEntry
 from deployments.stores import HistoryReader, StoreConfig, StoreUnavailable, open_history
 
 READ_THREADS = 2
@@ -48,6 +49,10 @@ class HistoryReplica:
         """What a backfill needs to know."""
         return await self._in_thread(minutes, query)
 
+    async def journal(self, limit: int) -> tuple[JournalEntry, ...] | HistoryFailed:
+        """What happened to rollouts: the latest `limit` entries, at least one, newest first."""
+        return await self._in_thread(journal, limit)
+
     async def _in_thread(self, read: Callable[[HistoryReader, Q], A], query: Q) -> A | HistoryFailed:
         loop = asyncio.get_running_loop()
         try:
@@ -65,6 +70,11 @@ def minutes(reader: HistoryReader, query: MinutesQuery) -> StoredMinutes:
     wanted = (query.model_version, query.attribution)
     stored = [one.buckets.time_ns for one in series if (one.model_version, one.attribution) == wanted]
     return StoredMinutes(mains.time_ns, mains.mean_kw, np.concatenate(stored) if stored else np.empty(0, np.int64))
+
+
+def journal(reader: HistoryReader, limit: int) -> tuple[JournalEntry, ...]:
+    """See `HistoryReplica.journal`. Raises StoreUnavailable."""
+    return tuple(reader.journal(limit))
 
 
 def answer(reader: HistoryReader, query: HistoryQuery) -> HistoryAnswer:

@@ -34,6 +34,7 @@ from deployments.contracts import (
 )
 from deployments.group_commit import GroupCommit
 from deployments.idempotency import KeyClaims, Start
+from deployments.journal_contracts import JournalEntry
 from deployments.stores import StoreConfig, StoreUnavailable, open_store
 
 RECALL_THREADS = 2
@@ -106,6 +107,13 @@ class PersistenceReplica:
         if record_set.completion is None:
             return await self._predictions.persist(record_set)
         return await self._complete(record_set, record_set.completion)
+
+    async def record(self, entry: JournalEntry, deadline_s: float) -> PersistResult:
+        """Make one entry of the journal durable, or say why it is not known to be; answers by its deadline.
+
+        It shares the queue, the commits and the writer of predictions. An entry that no store takes is `REJECTED`.
+        """
+        return await self._predictions.persist(RecordSet((), deadline_s, journal_entry=entry))
 
     async def _complete(self, record_set: RecordSet, completion: Completion) -> PersistResult:
         claim = completion.claim

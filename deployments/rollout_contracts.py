@@ -175,6 +175,7 @@ class ApplianceRollout:
     active: Directive | None
     preparing: Directive | None
     refused: RefusedVersion | None
+    refused_plan: RolloutPlan | None
     counts: tuple[tuple[Role, VersionCounts], ...]
     recent: tuple[tuple[Role, VersionCounts], ...]
     replicas: tuple[ReplicaState, ...]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from deployments.contracts import RefusedVersion
+from deployments.journal_contracts import JournalKind
 from deployments.rollout_contracts import (
     ApplianceRollout,
     Demotion,
@@ -44,8 +45,8 @@ LEARNING_S = 15.0
 TICK_S = 0.5
 logger = logging.getLogger("ray.serve")
 
-Journal = Callable[[str, Mapping[str, object]], None]
-"""Takes the kind and the document of what happened; never waits."""
+Journal = Callable[[JournalKind, Mapping[str, object]], None]
+"""Takes what happened; never waits."""
 
 
 @dataclass
@@ -57,8 +58,12 @@ class _Replica:
 
 @dataclass
 class _Appliance:
-    """`refused_plan`: the last that was refused, so that repeating it is no new attempt."""
+    """`offer_number`: of the configuration that brought its plan; all appliances it changed have the same.
 
+    `refused_plan`: the last that was refused, so that repeating it is no new attempt.
+    """
+
+    offer_number: int = 0
     active: Directive | None = None
     preparing: Directive | None = None
     prepare_until: float = 0.0
@@ -123,9 +128,10 @@ class RolloutControl:
     async def offer(self, offer: Offer, wait_s: float) -> OfferOutcome:
         """Starts what the offer changes; says after `wait_s` at most how far it is."""
         self._refused_config = None
+        number = self._next_number()
         for name, plan in offer.plans:
             if name in self._appliances:
-                await self._want(name, plan, offer.fresh)
+                await self._want(name, plan, offer.fresh, number)
         await self._wait(lambda: not self._outcome(offer).pending, wait_s)
         return self._outcome(offer)
 
@@ -135,7 +141,7 @@ class RolloutControl:
             self._refused_config = reason
             self._refusals += 1
             logger.error("the rollout configuration is refused: %s", reason)
-            self._journal("refused", {"reason": reason, "user_config": document})
+            self._journal(JournalKind.REFUSED, {"reason": reason, "user_config": document})
             await self._tell()
 
     async def report(self, report: ReplicaReport) -> None:
@@ -217,7 +223,7 @@ class RolloutControl:
 
     # From plan to plan -------------------------------------------------------------------------------------------
 
-    async def _want(self, name: str, plan: RolloutPlan, fresh: bool) -> None:
+    async def _want(self, name: str, plan: RolloutPlan, fresh: bool, offer_number: int) -> None:
         one = self._appliances[name]
         if one.preparing is not None and one.preparing.plan == plan:
             return
@@ -230,6 +236,7 @@ class RolloutControl:
                 return
             if not fresh:
                 return
+        one.offer_number = offer_number
         await self._prepare(name, plan)
 
     async def _prepare(self, name: str, plan: RolloutPlan) -> None:
@@ -259,7 +266,9 @@ class RolloutControl:
         self._activate(one, replace(wanted, activate_at_s=at_s))
         if changed:
             logger.info("%s goes to %s", name, _words(wanted.plan))
-            self._journal("applied", {"appliance": name, "plan": plain(wanted.plan)})
+            self._journal(
+                JournalKind.APPLIED, {"appliance": name, "plan": plain(wanted.plan), "offer": one.offer_number}
+            )
         await self._tell()
 
     def _activate(self, one: _Appliance, directive: Directive) -> None:
@@ -280,7 +289,7 @@ class RolloutControl:
         self._refusals += 1
         logger.error("%s refuses %s: %s (%s)", name, refused.model_version, refused.reason, refused.detail)
         reason = f"{refused.model_version}: {refused.reason}: {refused.detail}"
-        self._journal("refused", {"appliance": name, "plan": plain(plan), "reason": reason})
+        self._journal(JournalKind.REFUSED, {"appliance": name, "plan": plain(plan), "reason": reason})
         await self._tell()
 
     async def _guard(self, name: str) -> None:
@@ -298,7 +307,8 @@ class RolloutControl:
         self._activate(one, replace(active, number=self._next_number(), demoted=demoted, activate_at_s=0.0))
         self._demotions += 1
         logger.error("%s demotes canary %s after %d windows: %s", name, version, ever, reason)
-        self._journal("demoted", {"appliance": name, "model_version": version, "windows": ever, "reason": reason})
+        document = {"appliance": name, "model_version": version, "windows": ever, "reason": reason}
+        self._journal(JournalKind.DEMOTED, document)
         await self._tell()
 
     # Small things ------------------------------------------------------------------------------------------------
@@ -381,6 +391,7 @@ def _overview(name: str, one: _Appliance) -> ApplianceRollout:
         active=one.active,
         preparing=one.preparing,
         refused=one.refused,
+        refused_plan=one.refused_plan,
         counts=tuple(one.counts.items()),
         recent=tuple((role, counts.total) for role, counts in one.recent.items()),
         replicas=tuple(replicas),

@@ -23,6 +23,8 @@ REPEAT_S = 5.0
 """How soon a coordinator that has lost its memory is told again."""
 CALL_MARGIN_S = 10.0
 """Beyond what a call waits by itself: the coordinator may be restarting."""
+ATTEMPT_KEY = "_attempt"
+"""Of `user_config`, ignored: Serve does not try again a configuration that failed, unless something in it differs."""
 logger = logging.getLogger("ray.serve")
 
 
@@ -44,6 +46,8 @@ class RolloutGate:
         """Takes the plans of serve_config.yaml. Raises `RolloutRefused`: that is how Serve is told."""
         if self._repeating is not None:
             self._repeating.cancel()
+        if isinstance(user_config, dict):
+            user_config = {key: value for key, value in user_config.items() if key != ATTEMPT_KEY}
         try:
             plans = read_plans(user_config, self._appliances)
             check_against(await asyncio.to_thread(Registry.load, self._registry_path), plans)

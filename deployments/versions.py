@@ -7,9 +7,9 @@ never meets half a switch, and a version is freed when the last batch that took 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ from models.registry import Registry, RegistryEntry, RegistryError
 Result = TypeVar("Result")
 BACKGROUND_NICE = 10
 """Loading and comparing use what live windows leave of the core."""
+DETAIL_CHARACTERS = 400
 logger = logging.getLogger("ray.serve")
 
 
@@ -148,19 +149,25 @@ class Versions:
             if key not in models:
                 models[key] = self._load_one(entry, registry)
             loaded[role] = models[key]
-        self.registry_sha256 = hashlib.sha256(repr(registry.entries).encode()).hexdigest()
+        self.registry_sha256 = registry.sha256
         return loaded
 
     def _load_one(self, entry: RegistryEntry, registry: Registry) -> LoadedModel:
         try:
             return load_verified(entry, registry.root, self._device)
         except ArtifactRefused as error:
-            raise VersionRefused(RefusedVersion(entry.model_version, str(error.reason), error.detail)) from error
+            refused = RefusedVersion(entry.model_version, str(error.reason), _one_line(error.detail))
+            raise VersionRefused(refused) from error
         except Exception as error:
             # An architecture may fail in any way; whatever it is must not stop the version that serves.
             logger.exception("loading %s %s failed", entry.appliance_id, entry.model_version)
             refused = RefusedVersion(entry.model_version, "load_failed", type(error).__name__)
             raise VersionRefused(refused) from error
+
+
+def _one_line(detail: str) -> str:
+    """Torch names every tensor that does not fit, on a hundred lines; the first say it."""
+    return textwrap.shorten(detail, DETAIL_CHARACTERS, placeholder=" ...")
 
 
 async def in_background(function: Callable[[], Result]) -> Result:

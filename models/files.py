@@ -7,8 +7,11 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Readers of `path` see the old content or the new one, never a part; survives a crash right after."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Readers of `path` see the old content or the new one, never a part; survives a crash right after.
+
+    mkstemp makes files for their owner only; `mode` is for whoever serves an artifact, if nothing else is asked for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -16,8 +19,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files for their owner only; artifacts are for whoever serves them.
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -217,9 +217,8 @@ def _architectures(study: Study) -> list[str]:
         "",
         "The same two training homes, tested on UK-DALE House 2, which none of them saw: F1 / MAE in W of the "
         "final answer, mean over seeds, number of seeds in brackets. Steps: of the shortest training; minutes: the "
-        "mean, on one core. Milliseconds are of one window on one core, in batches of 16. Seq2Point's row is no fair "
-        "trial: batches are balanced by window, and it answers for the middle alone, where it hardly ever sees its "
-        "appliance on.",
+        "mean, on one core. Milliseconds are of one window on one core, in batches of 16. Seq2Point "
+        "answers for the middle sample alone: its batches have cycles there, the others' anywhere.",
         "",
         *table(("architecture", *map(_name, appliances), "steps", "training min", "parameters", "ms per window"), rows),
     ]

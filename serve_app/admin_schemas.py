@@ -62,3 +62,32 @@ class CacheStatsResponse(BaseModel):
 
     replicas: list[ReplicaCache]
     silent_replicas: list[str] = Field(description=SILENT)
+
+
+class ReplicaModels(BaseModel):
+    """What one replica of an appliance serves, by role, after it has read the registry again."""
+
+    appliance_id: str
+    replica: str
+    node: str
+    versions: dict[str, str]
+    artifact_sha256: dict[str, str]
+    registry_sha256: str = Field(description="Equal on two replicas that read the same registry")
+    settled: bool = Field(description="It serves what was decided, and nothing is under way")
+    refused: str | None = Field(description="What it was to load last and could not")
+
+
+class IngressModels(BaseModel):
+    """What one ingress replica knows of the registry."""
+
+    replica: str
+    registry_sha256: str | None
+    error: str | None = Field(description="Why it could not read it; then it knows what it knew before")
+
+
+class ReloadResponse(BaseModel):
+    """Every replica."""
+
+    replicas: list[ReplicaModels]
+    ingresses: list[IngressModels]
+    silent_replicas: list[str] = Field(description="Ingress replicas that did not answer in time; ask again")

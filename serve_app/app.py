@@ -44,15 +44,15 @@ def build(args: AppArgs) -> Application:
     if RESERVED_NAMES & set(names):
         raise ValueError(f"args.appliances may not use {', '.join(sorted(RESERVED_NAMES))}")
     settings = load_settings()
+    persistence = Persistence.options(name="persistence").bind(settings.store_config())
     coordinator_deployment: Deployment = serve.deployment(name="coordinator")(Coordinator)
-    coordinator = coordinator_deployment.bind(settings.requests_per_minute, tuple(names))
+    coordinator = coordinator_deployment.bind(settings.requests_per_minute, tuple(names), persistence)
     model: Deployment = serve.deployment()(ApplianceModel)
     appliances = {
         name: model.options(name=name).bind(name, coordinator, registry_path=args.registry_path, device=args.device)
         for name in names
     }
     gate: Deployment = serve.deployment(name="rollout")(RolloutGate)
-    persistence = Persistence.options(name="persistence").bind(settings.store_config())
     history: Deployment = serve.deployment(name="history")(HistoryReplica)
     ingress: Deployment = serve.deployment(name="ingress")(Ingress)
     application: Application = ingress.bind(

@@ -13,15 +13,17 @@ from prometheus_client import disable_created_metrics
 from ray import serve
 
 from models.registry import Registry
-from serve_app.access.cache_control import CacheControl, CacheListener
+from serve_app.access.cache_control import CacheControl, answers_of
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.wiring import build_grants, build_verifier
 from serve_app.catalogue import Catalogue
 from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
+from serve_app.known_models import KnownModels, Reload
 from serve_app.logs import service_logger
 from serve_app.metrics import HttpMetrics
 from serve_app.predict import Predictor
+from serve_app.questions import Asker, Listener
 from serve_app.services import Services
 from serve_app.settings import load_settings
 from serve_app.store_client import StoreClient
@@ -50,14 +52,18 @@ class Ingress:
         quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)
         replica = serve.get_replica_context().replica_id.unique_id
         self._catalogue = catalogue
-        self._listener = CacheListener(coordinator, replica, grants, logger)
+        known_models = KnownModels(lambda: Registry.load(Path(registry_path) if registry_path else None))
+        answering = {**answers_of(grants), **known_models.answering()}
+        self._listener = Listener(coordinator, replica, answering, lambda: grants.invalidate(None), logger)
+        asker = Asker(coordinator, replica)
         self._services = Services(
             settings=settings,
             verifier=build_verifier(settings),
             grants=grants,
             quotas=quotas,
-            cache_control=CacheControl(coordinator, replica),
-            registry=Registry.load(Path(registry_path) if registry_path else None),
+            cache_control=CacheControl(asker),
+            known_models=known_models,
+            reload=Reload(coordinator, asker),
             catalogue=catalogue,
             predictor=Predictor(appliances, store, catalogue, grants),
             store=store,

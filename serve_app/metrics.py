@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from deployments.contracts import ApplianceStatus, StoreStatus
+from deployments.rollout_contracts import ApplianceRollout, Role, RolloutOverview
 
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _METHODS = frozenset({"GET", "POST", "OPTIONS", "HEAD"})
@@ -42,9 +43,12 @@ class HttpMetrics:
         self._seconds.labels(route).observe(seconds)
 
 
-def render(http: HttpMetrics, appliances: Iterable[ApplianceStatus], store: StoreStatus | None) -> bytes:
-    """The whole exposition: HTTP, models, store."""
+def render(
+    http: HttpMetrics, appliances: Iterable[ApplianceStatus], rollouts: RolloutOverview, store: StoreStatus | None
+) -> bytes:
+    """The whole exposition: HTTP, models, rollouts, store."""
     registry = CollectorRegistry()
+    _add_rollouts(registry, rollouts)
     ready = Gauge("nilm_appliance_ready", "1 when the appliance has a warm model", ["appliance"], registry=registry)
     windows = Counter("nilm_windows", "Windows run by the replica asked", ["appliance"], registry=registry)
     batches = Counter("nilm_batches", "Batches run by the replica asked", ["appliance"], registry=registry)
@@ -63,3 +67,45 @@ def render(http: HttpMetrics, appliances: Iterable[ApplianceStatus], store: Stor
         Counter("nilm_store_failures", "Record sets not stored", registry=registry).inc(store.failures_total)
         Gauge("nilm_store_commit_record_sets_max", "Largest commit so far", registry=registry).set(store.largest_commit)
     return generate_latest(http.registry) + generate_latest(registry)
+
+
+_OF_VERSION = {
+    "windows": "Windows it ran since its plan began",
+    "errors": "Windows it failed at; the stable version answered instead",
+    "compared": "Windows that it and the stable version both ran",
+    "disagreements": "Compared windows on which one said on and the other off",
+    "dropped": "Windows there was no time to compare",
+}
+
+
+def _add_rollouts(registry: CollectorRegistry, rollouts: RolloutOverview) -> None:
+    """Versions are those that the configuration names, three an appliance at most: a closed set."""
+    of_version = {
+        name: Counter(f"nilm_version_{name}", text, ["appliance", "role", "version"], registry=registry)
+        for name, text in _OF_VERSION.items()
+    }
+    percent = Gauge("nilm_canary_percent", "Of the buildings, in the plan", ["appliance"], registry=registry)
+    demoted = Gauge("nilm_canary_demoted", "1 while a canary may not answer", ["appliance"], registry=registry)
+    refused = Gauge("nilm_rollout_refused", "1 while a plan was refused", ["appliance"], registry=registry)
+    for one in rollouts.appliances:
+        canary = one.active.plan.canary if one.active else None
+        percent.labels(one.appliance_id).set(canary.percent if canary else 0.0)
+        demoted.labels(one.appliance_id).set(float(one.active is not None and one.active.demoted is not None))
+        refused.labels(one.appliance_id).set(float(one.refused is not None))
+        versions = _versions(one)
+        for role, counts in one.counts:
+            if role in versions:
+                for name, counter in of_version.items():
+                    counter.labels(one.appliance_id, role, versions[role]).inc(getattr(counts, name))
+    config = Gauge("nilm_rollout_config_refused", "1 while the configuration was not usable", registry=registry)
+    config.set(float(rollouts.refused_config is not None))
+    Counter("nilm_rollout_refusals", "Plans and configurations refused", registry=registry).inc(rollouts.refusals_total)
+    Counter("nilm_rollout_demotions", "Canaries demoted", registry=registry).inc(rollouts.demotions_total)
+
+
+def _versions(one: ApplianceRollout) -> dict[Role, str]:
+    if one.active is None:
+        return {}
+    plan = one.active.plan
+    others = {Role.CANARY: plan.canary, Role.SHADOW: plan.shadow}
+    return {Role.STABLE: plan.stable, **{role: other.version for role, other in others.items() if other is not None}}

@@ -8,13 +8,13 @@ from typing import cast
 
 from starlette.requests import Request
 
-from models.registry import Registry
 from serve_app.access.cache_control import CacheControl
 from serve_app.access.grants import GrantCache
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
 from serve_app.history_client import HistoryClient
+from serve_app.known_models import KnownModels, Reload
 from serve_app.metrics import HttpMetrics
 from serve_app.middleware import RequestContext, context_of
 from serve_app.predict import Predictor
@@ -31,7 +31,8 @@ class Services:
     grants: GrantCache
     quotas: SharedQuotas
     cache_control: CacheControl
-    registry: Registry
+    known_models: KnownModels
+    reload: Reload
     catalogue: Catalogue
     predictor: Predictor
     store: StoreClient

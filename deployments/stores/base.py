@@ -11,6 +11,7 @@ from typing import Protocol
 from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import Span
 from deployments.contracts import KeyedRequest, NotPersisted, RecordSet, StoredReply
+from deployments.journal_contracts import JournalEntry
 
 KEY_KEPT_S = 24 * 3600
 """How long a completed Idempotency-Key is remembered."""
@@ -83,6 +84,10 @@ class HistoryReader(Protocol):
 
     def latest(self, building_ids: tuple[str, ...] | None) -> list[Latest]:
         """When these buildings, or all, were last heard of; sorted, the first `MAX_BUILDINGS` that have any row."""
+        ...
+
+    def journal(self, limit: int) -> list[JournalEntry]:
+        """The latest entries, at most `limit` (at least 1), newest first; of one instant the last kind by its name."""
         ...
 
     def revision(self, building_id: str) -> str | None:

@@ -12,12 +12,16 @@ import re
 from numbers import Real
 
 import numpy as np
+import orjson
 
 from deployments.analytics.spans import QUARTER_NS
 from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, Readings, RecordSet
+from deployments.journal_contracts import JournalEntry, JournalKind
 
 TEXT_LIMIT = 512
 """Longest string of a point, far above the API's own limits; it keeps a series key below InfluxDB's 64 KiB."""
+DOCUMENT_LIMIT_BYTES = 64 * 1024
+"""Longest document of a journal entry: InfluxDB's limit of a string field."""
 
 TIME_NS_MIN = -(2**63) + QUARTER_NS
 TIME_NS_MAX = 2**63 - 1 - QUARTER_NS
@@ -53,6 +57,10 @@ def _record_set_problem(record_set: RecordSet) -> str | None:
         problem = _readings_problem(record_set.readings)
         if problem is not None:
             return problem
+    if record_set.journal_entry is not None:
+        problem = _journal_problem(record_set.journal_entry)
+        if problem is not None:
+            return problem
     if not record_set.points:
         return None
     identities = {(*(getattr(p, tag) for tag in _TAGS), p.time_ns) for p in record_set.points}
@@ -70,7 +78,26 @@ def _point_problem(point: PredictionPoint) -> str | None:
     for name in _NUMBERS:
         if not _is_finite(getattr(point, name)):
             return f"{name} is not a finite number"
-    if type(point.time_ns) is not int or not TIME_NS_MIN <= point.time_ns <= TIME_NS_MAX:
+    return _time_problem(point.time_ns)
+
+
+def _journal_problem(entry: JournalEntry) -> str | None:
+    if not isinstance(entry.kind, JournalKind):
+        return "kind is not one of a journal entry"
+    # A query of InfluxDB answers in lines that end with CR LF, and makes those of a text such line ends too.
+    if not isinstance(entry.document, str) or _UNWRITABLE.search(entry.document):
+        return "document is not a string without control characters"
+    if len(entry.document.encode()) > DOCUMENT_LIMIT_BYTES:
+        return f"document is longer than {DOCUMENT_LIMIT_BYTES} bytes"
+    try:
+        orjson.loads(entry.document)
+    except orjson.JSONDecodeError as error:
+        return f"document is not JSON: {error}"
+    return _time_problem(entry.time_ns)
+
+
+def _time_problem(time_ns: object) -> str | None:
+    if type(time_ns) is not int or not TIME_NS_MIN <= time_ns <= TIME_NS_MAX:
         return "time_ns is not an integer that fits 64 bits"
     return None
 

@@ -64,6 +64,14 @@ _OF_A_KEY = """
   |> filter(fn: (r) => r._measurement == "idempotent_reply" and r.shard == shard)
   |> filter(fn: (r) => r._time == time(v: start_ns) or r._time == time(v: last_ns))
 """
+# The instant as an integer: the client's own datetimes end at microseconds, and it is the identity of an entry.
+_JOURNAL = """
+  |> filter(fn: (r) => r._measurement == "rollout" and r._field == "document")
+  |> group()
+  |> sort(columns: ["_time", "kind"], desc: true)
+  |> limit(n: at_most)
+  |> map(fn: (r) => ({time_ns: int(v: r._time), kind: r.kind, document: r._value}))
+"""
 
 RECALL_KEY = _BETWEEN + _OF_A_KEY
 MAINS_MEAN = _BETWEEN + _OF_MAINS + _MINUTES + _MEAN
@@ -77,6 +85,7 @@ LAST_READINGS = _BETWEEN + _READINGS + _LAST
 LAST_PREDICTIONS = _BETWEEN + _PREDICTIONS + _LAST
 LAST_READING = _BETWEEN + _READINGS + _OF_ONE_BUILDING + _LAST
 LAST_PREDICTION = _BETWEEN + _PREDICTIONS + _OF_ONE_BUILDING + _LAST
+JOURNAL = _BETWEEN + _JOURNAL
 
 
 def latest(
@@ -130,3 +139,8 @@ def recall_key(bucket: str, shard: str, first_ns: int, last_ns: int) -> FluxQuer
         "stop_ns": last_ns + 1,
     }
     return FluxQuery(RECALL_KEY, parameters)
+
+
+def journal(bucket: str, start_ns: int, stop_ns: int, at_most: int) -> FluxQuery:
+    """The latest entries of the journal, newest first: `time_ns`, `kind` and `document`."""
+    return FluxQuery(JOURNAL, {"bucket": bucket, "start_ns": start_ns, "stop_ns": stop_ns, "at_most": at_most})

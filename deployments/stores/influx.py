@@ -49,7 +49,7 @@ class _Lines:
 
 
 class InfluxStore:
-    """Predictions in one bucket of InfluxDB 2."""
+    """Predictions and the journal in one bucket of InfluxDB 2, readings in another."""
 
     kind = "influxdb"
 
@@ -76,7 +76,7 @@ class InfluxStore:
             if record_set.readings is not None:
                 lines = encode_readings(record_set.readings)
                 readings.append(_Lines(index, self._bucket_raw, lines, record_set.deadline_s))
-            if record_set.points:
+            if record_set.points or record_set.journal_entry is not None:
                 points.append(_Lines(index, self._bucket, encode(record_set), record_set.deadline_s))
             if record_set.completion is not None:
                 lines = reply_line(record_set.completion, int(time.time()))

@@ -11,6 +11,7 @@ import numpy as np
 
 from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import DAY_NS, Span
+from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.stores import flux
 from deployments.stores.base import MAX_BUILDINGS
 from deployments.stores.influx_connection import InfluxConnection
@@ -18,6 +19,8 @@ from deployments.stores.influx_connection import InfluxConnection
 Record = Mapping[str, object]
 LATEST_WITHIN_NS = 400 * DAY_NS
 """A building that was silent for longer is not listed: InfluxDB would search all of its past for it."""
+JOURNAL_WITHIN_NS = 3650 * DAY_NS
+"""Further back than a service lives; there are so few entries that looking there costs nothing."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -78,6 +81,15 @@ class InfluxHistory:
         known = readings.keys() | predictions.keys()
         found = sorted(known if building_ids is None else known & set(building_ids))[:MAX_BUILDINGS]
         return [Latest(one, readings.get(one), dict(sorted(predictions.get(one, {}).items()))) for one in found]
+
+    def journal(self, limit: int) -> list[JournalEntry]:
+        """See `HistoryReader.journal`; looks `JOURNAL_WITHIN_NS` back, and no further than its bucket keeps points."""
+        stop_ns = time.time_ns() + DAY_NS
+        query = flux.journal(self._bucket, stop_ns - JOURNAL_WITHIN_NS, stop_ns, limit)
+        return [
+            JournalEntry(cast(int, record["time_ns"]), JournalKind(str(record["kind"])), str(record["document"]))
+            for record in self._connection.query(query, self._bucket)
+        ]
 
     def revision(self, building_id: str) -> str | None:
         """See `HistoryReader.revision`: InfluxDB cannot tell that a point was overwritten."""

@@ -7,10 +7,12 @@ saves the server a sort. https://docs.influxdata.com/influxdb/v2/reference/synta
 from __future__ import annotations
 
 from deployments.contracts import PredictionPoint, Readings, RecordSet
+from deployments.journal_contracts import JournalEntry
 from deployments.stores.checks import exact_float
 
 MEASUREMENT = "prediction"
 READING_MEASUREMENT = "sensor_reading"
+JOURNAL_MEASUREMENT = "rollout"
 
 # In a tag only these three are escaped; a backslash before anything else stands for itself.
 _TAG_ESCAPES = str.maketrans({",": r"\,", "=": r"\=", " ": r"\ "})
@@ -18,8 +20,11 @@ _STRING_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\""})
 
 
 def encode(record_set: RecordSet) -> bytes:
-    """One line a point, in UTF-8, without a newline at the end."""
-    return "\n".join(_line(point) for point in record_set.points).encode()
+    """One line a point, and the journal entry's, in UTF-8, without a newline at the end."""
+    lines = [_line(point) for point in record_set.points]
+    if record_set.journal_entry is not None:
+        lines.append(_journal_line(record_set.journal_entry))
+    return "\n".join(lines).encode()
 
 
 def encode_readings(readings: Readings) -> bytes:
@@ -41,6 +46,10 @@ def _line(point: PredictionPoint) -> str:
         f",user_id={string_field(point.user_id)}"
     )
     return f"{MEASUREMENT},{tags} {fields} {point.time_ns}"
+
+
+def _journal_line(entry: JournalEntry) -> str:
+    return f"{JOURNAL_MEASUREMENT},kind={_tag(entry.kind)} document={string_field(entry.document)} {entry.time_ns}"
 
 
 def _tag(value: str) -> str:

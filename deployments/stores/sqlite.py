@@ -75,6 +75,8 @@ _UPSERT_READING = """
 INSERT INTO sensor_reading VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET aggregate_kw = excluded.aggregate_kw
 """
 
+_UPSERT_ENTRY = "INSERT INTO rollout VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET document = excluded.document"
+
 _BAD_RECORD = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
@@ -260,6 +262,9 @@ def _insert(connection: sqlite3.Connection, record_set: RecordSet) -> WriteOutco
         connection.executemany(_UPSERT, [_row(point) for point in record_set.points])
         if record_set.readings is not None:
             connection.executemany(_UPSERT_READING, _reading_rows(record_set.readings))
+        entry = record_set.journal_entry
+        if entry is not None:
+            connection.execute(_UPSERT_ENTRY, (entry.time_ns, entry.kind.value, entry.document))
     except _BAD_RECORD as error:
         connection.execute("ROLLBACK TO record_set")
         connection.execute("RELEASE record_set")

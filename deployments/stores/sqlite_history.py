@@ -10,6 +10,7 @@ import numpy as np
 
 from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import QUARTER_NS, Span
+from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.stores.base import MAX_BUILDINGS
 from deployments.stores.sqlite import read_rows
 from deployments.stores.sqlite_schema import APPLIANCES_SQL
@@ -64,6 +65,7 @@ SELECT coalesce(
   (SELECT max(time_ns) FROM prediction_quarter WHERE building_id = :building_id AND appliance_id = :appliance_id))
 """
 _BUILDINGS = "SELECT building_id FROM building_revision ORDER BY building_id LIMIT ?"
+_JOURNAL = "SELECT time_ns, kind, document FROM rollout ORDER BY time_ns DESC, kind DESC LIMIT ?"
 _REVISION = "SELECT revision FROM building_revision WHERE building_id = ?"
 
 
@@ -122,6 +124,11 @@ class SqliteHistory:
             for one in self._appliances(building_id)
         }
         return Latest(building_id, reading_ns, predictions)
+
+    def journal(self, limit: int) -> list[JournalEntry]:
+        """See `HistoryReader.journal`."""
+        rows = read_rows(self._path, _JOURNAL, (limit,))
+        return [JournalEntry(time_ns, JournalKind(kind), document) for time_ns, kind, document in rows]
 
     def revision(self, building_id: str) -> str | None:
         """See `HistoryReader.revision`."""

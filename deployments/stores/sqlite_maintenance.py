@@ -22,7 +22,8 @@ LONGEST_CHECK_S = 3600.0
 
 _COUNTS = """
 SELECT (SELECT count(*) FROM sensor_reading), (SELECT count(*) FROM prediction),
-       (SELECT count(*) FROM building_revision), (SELECT count(*) FROM idempotent_reply)
+       (SELECT count(*) FROM building_revision), (SELECT count(*) FROM idempotent_reply),
+       (SELECT count(*) FROM rollout)
 """
 _SUMS = {
     "readings": f"""
@@ -87,6 +88,7 @@ class FileReport:
     predictions: int
     buildings: int
     replies: int
+    journal_entries: int
     file_bytes: int
     wal_bytes: int
     faults: tuple[str, ...]
@@ -100,7 +102,7 @@ def check_file(path: Path) -> FileReport:
     faults = [
         str(row[0]) for row in read_rows(path, "PRAGMA integrity_check(20)", max_s=LONGEST_CHECK_S) if row[0] != "ok"
     ]
-    readings, predictions, buildings, replies = read_rows(path, _COUNTS, max_s=LONGEST_CHECK_S)[0]
+    readings, predictions, buildings, replies, journal_entries = read_rows(path, _COUNTS, max_s=LONGEST_CHECK_S)[0]
     for what, query in _SUMS.items():
         made, kept, wrong = read_rows(path, query, max_s=LONGEST_CHECK_S)[0]
         if wrong or made != kept:
@@ -112,6 +114,7 @@ def check_file(path: Path) -> FileReport:
         predictions=predictions,
         buildings=buildings,
         replies=replies,
+        journal_entries=journal_entries,
         file_bytes=path.stat().st_size,
         wal_bytes=wal.stat().st_size if wal.exists() else 0,
         faults=tuple(faults),

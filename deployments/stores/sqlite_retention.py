@@ -51,7 +51,8 @@ class Retention:
         times = [point.time_ns for point in record_set.points]
         if record_set.readings is not None:
             times.append(int(record_set.readings.time_ns.min()))
-        if min(times) >= self._before_ns:
+        # A journal entry has no age: the journal stays whole.
+        if not times or min(times) >= self._before_ns:
             return None
         detail = "it is older than what is kept (RETENTION_DAYS)"
         return NotPersisted(PersistFailure.TOO_OLD, detail, oldest_kept_ns=self._before_ns)

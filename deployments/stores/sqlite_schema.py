@@ -15,7 +15,7 @@ from deployments.stores.checks import TIME_NS_MIN
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """`PRAGMA user_version` of a file this code writes."""
 
 _PREDICTION = """
@@ -129,8 +129,18 @@ _PRUNED = (
 )
 """One row: rows from before it have left, their quarters have not. See `sqlite_retention`."""
 
+_ROLLOUT = """
+CREATE TABLE rollout (
+  time_ns  INTEGER NOT NULL,
+  kind     TEXT    NOT NULL,
+  document TEXT    NOT NULL,
+  PRIMARY KEY (time_ns, kind)
+) STRICT
+"""
+"""The journal of rollouts. With rowids, because a document may be longer than a page."""
+
 _MIGRATIONS = {
-    0: (_PREDICTION, _SENSOR_READING, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE, *_ROLLUPS, *_PRUNED),
+    0: (_PREDICTION, _SENSOR_READING, _IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE, *_ROLLUPS, *_PRUNED, _ROLLOUT),
     # Version 1 held one answer an instant and did not say which: what `/infer` gives unless asked is the final one.
     1: (
         "ALTER TABLE prediction RENAME TO prediction_1",
@@ -143,6 +153,7 @@ _MIGRATIONS = {
     2: (_IDEMPOTENT_REPLY, _IDEMPOTENT_REPLY_AGE),
     3: (_SENSOR_READING, *_ROLLUPS, *_FILL_ROLLUPS),
     4: _PRUNED,
+    5: (_ROLLOUT,),
 }
 """By the version they start from: what makes the next one of it, and of an empty file the newest."""
 

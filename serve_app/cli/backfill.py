@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import socket
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -17,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.registry import Registry, RegistryEntry, RegistryError
+from serve_app.cli.cluster_connection import connected
 from serve_app.cli.db import moment_ns
 from serve_app.cli.train import fail, require_tools
 from serve_app.schemas import IDENTIFIER_PATTERN
@@ -24,7 +22,6 @@ from serve_app.schemas import IDENTIFIER_PATTERN
 if TYPE_CHECKING:
     from deployments.backfill_run import StretchDone
 
-CONNECT_S = 3.0
 ANSWER_S = 30.0
 COUNTS = {
     "stored": "minutes stored",
@@ -70,36 +67,11 @@ def backfill(
     start_ns, stop_ns = moment_ns("--from", start), moment_ns("--to", end)
     if stop_ns <= start_ns:
         fail("--to must be after --from")
-    _connect(address)
-    import ray  # noqa: PLC0415 - it takes seconds to import
-
-    try:
+    with connected(address):
         registry = registry.resolve() if registry is not None else None
         versions = _versions(application, appliance, model_version, registry)
         stored = _run(building, versions, start_ns, stop_ns, application, registry, workers)
-    finally:
-        ray.shutdown()
     _summarise(building, versions, stored)
-
-
-def _connect(address: str) -> None:
-    """Ray itself would try for half a minute, and tell in ten lines."""
-    if not address:
-        fail("no cluster: start the service (nilm run), then: . .nilm/serve-env.sh  or give --address")
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError, OverflowError):
-        fail(f"nothing answers at {address}: is the service running? `. .nilm/serve-env.sh` tells where")
-    # Ray's parts tell of every step; what a person needs to know of them comes back as a failure.
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    logging.disable(logging.WARNING)
-    import ray  # noqa: PLC0415 - it takes seconds to import
-
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
-        fail(f"the cluster at {address} does not let us in: {str(error).splitlines()[0]}")
 
 
 def _versions(

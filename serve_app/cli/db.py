@@ -44,8 +44,8 @@ def check(data_dir: DataDir = Path(".nilm")) -> None:
     with _reasons(), Console(stderr=True).status(f"reading {path}"):
         report = check_file(path)
     table = Table("of", "rows or MB", title=str(path))
-    for name in ("buildings", "readings", "predictions", "replies"):
-        table.add_row(name, f"{getattr(report, name):,}")
+    for name in ("buildings", "readings", "predictions", "replies", "journal_entries"):
+        table.add_row(name.replace("_", " "), f"{getattr(report, name):,}")
     table.add_row("file", f"{report.file_bytes / MB:,.1f} MB")
     table.add_row("write-ahead log", f"{report.wal_bytes / MB:,.1f} MB")
     Console().print(table)

@@ -9,6 +9,7 @@ from serve_app.cli.data import data
 from serve_app.cli.db import db
 from serve_app.cli.demo import demo
 from serve_app.cli.models import models
+from serve_app.cli.rollout import rollout
 from serve_app.cli.run import run
 from serve_app.cli.token import token
 from serve_app.cli.train import ensemble, evaluate, study, train
@@ -32,6 +33,7 @@ app.command()(study)
 app.add_typer(data, name="data")
 app.add_typer(db, name="db")
 app.add_typer(models, name="models")
+app.add_typer(rollout, name="rollout")
 
 
 @app.callback()

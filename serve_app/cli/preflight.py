@@ -20,6 +20,9 @@ from typing import Any, TextIO
 
 import yaml
 
+from models.registry import Registry, RegistryError
+from serve_app.cli.rollout_file import RolloutFile, RolloutFileError
+
 DEFAULT_PORT = 8000
 """Serve's own default, used when neither `--port`, `PORT` nor the configuration says otherwise."""
 
@@ -65,6 +68,15 @@ def load_serve_config(path: Path, port: int | None, host: str) -> ServeConfig:
     document["http_options"] = {**http_options, "host": host, "port": chosen_port}
     _check_schema(path, document)
     return ServeConfig(path=path, document=document, port=chosen_port, host=host)
+
+
+def check_rollout(path: Path) -> None:
+    """Refuse versions that are not registered, or plans that make no sense, with the line of each."""
+    try:
+        file = RolloutFile.read(path)
+        file.plans(Registry.load(Path(file.registry_path) if file.registry_path else None))
+    except (RolloutFileError, RegistryError) as error:
+        raise PreflightRefused(str(error)) from error
 
 
 def _parse(path: Path) -> dict[str, object]:

@@ -15,7 +15,8 @@ import httpx
 
 from serve_app.cli.preflight import ServeConfig
 from serve_app.cli.progress import StartProgress
-from serve_app.cli.serve_api import RUNNING, ServeApi
+from serve_app.cli.rollout_file import DEPLOYMENT
+from serve_app.cli.serve_api import RUNNING, ApplicationState, ServeApi
 
 POLL_S = 0.3
 HEALTHY = "HEALTHY"
@@ -56,9 +57,9 @@ class Start:
                 for deployment in application.deployments:
                     status = f"{deployment.status.lower()} {deployment.reason}"
                     self.progress.step(deployment.name, status, done=deployment.status == HEALTHY)
-                if application.failure is not None:
+                if application.failure is not None and not _is_up_without_rollout(application):
                     raise StartFailed(f"The {application.failure}")
-            if applications and all(application.status == RUNNING for application in applications):
+            if applications and all(a.status == RUNNING or _is_up_without_rollout(a) for a in applications):
                 return
             waiting = [
                 f"{d.name} is {d.status.lower()} {d.reason}".strip()
@@ -86,6 +87,12 @@ class Start:
         if final and time.monotonic() > self.give_up:
             raise StartFailed(f"Gave up waiting: {waiting_for}.")
         time.sleep(POLL_S)
+
+
+def _is_up_without_rollout(application: ApplicationState) -> bool:
+    """Some plan was refused, which fails that deployment alone: other appliances serve, and `/ready` says which not."""
+    others = [one for one in application.deployments if one.name != DEPLOYMENT]
+    return bool(others) and all(one.status == HEALTHY for one in others) and application.failure is not None
 
 
 def not_ready(url: str) -> tuple[str, ...]:

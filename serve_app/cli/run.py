@@ -30,6 +30,7 @@ from serve_app.cli.preflight import (
     PreflightRefused,
     ServeConfig,
     check_port_free,
+    check_rollout,
     load_serve_config,
     lock_data_directory,
 )
@@ -80,6 +81,7 @@ def run(
     try:
         with stop_on_signals():
             serve_config = load_serve_config(config, port, listen_on)
+            check_rollout(config)
             lock = lock_data_directory(data_dir)
             _check_settings(data_dir, production)
             _clear_leftovers(console, data_dir)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
@@ -11,9 +11,12 @@ from deployments.noticeboard import Answers
 from serve_app.access.scopes import Requires, Scope
 from serve_app.admin_schemas import (
     CacheStatsResponse,
+    IngressModels,
     InvalidateRequest,
     InvalidateResponse,
+    ReloadResponse,
     ReplicaCache,
+    ReplicaModels,
     ReplicaRemoved,
 )
 from serve_app.bodies import json_body, read_json
@@ -57,5 +60,37 @@ async def cache_stats(
     return CacheStatsResponse(replicas=replicas, silent_replicas=sorted(silent))
 
 
-def _sorted(answers: Answers) -> list[tuple[str, dict[str, int]]]:
+@router.post("/reload-models")
+async def reload_models(
+    services: Annotated[Services, Depends(services_of)], context: Annotated[RequestContext, Depends(context_from)]
+) -> ReloadResponse:
+    """Every replica reads the registry again, and loads what is wanted and was refused, or has changed.
+
+    Answers when all have, or with who has not, within the time of a request. What serves goes on meanwhile.
+    """
+    overview, ingresses = await services.reload.everywhere(context.remaining_s())
+    replicas = [
+        ReplicaModels(
+            appliance_id=one.appliance_id,
+            replica=replica.replica,
+            node=replica.node,
+            versions={str(loaded.role): loaded.model_version for loaded in replica.loaded},
+            artifact_sha256={str(loaded.role): loaded.artifact_sha256 for loaded in replica.loaded},
+            registry_sha256=replica.registry_sha256,
+            settled=one.preparing is None and one.active is not None and replica.number == one.active.number,
+            refused=f"{replica.refused.model_version}: {replica.refused.reason}: {replica.refused.detail}"
+            if replica.refused
+            else None,
+        )
+        for one in overview.appliances
+        for replica in one.replicas
+    ]
+    known = [
+        IngressModels(replica=name, registry_sha256=said.get("registry_sha256"), error=said.get("error"))
+        for name, said in _sorted(ingresses)
+    ]
+    return ReloadResponse(replicas=replicas, ingresses=known, silent_replicas=list(ingresses.silent))
+
+
+def _sorted(answers: Answers) -> list[tuple[str, dict[str, Any]]]:
     return sorted(answers.by_replica.items())

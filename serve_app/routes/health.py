@@ -58,7 +58,7 @@ async def health(services: Annotated[Services, Depends(services_of)]) -> dict[st
 async def prometheus(services: Annotated[Services, Depends(services_of)]) -> Response:
     """The Prometheus text format; credential: ADMIN_TOKEN as the bearer, or an admin's token."""
     catalogue = services.catalogue
-    body = metrics.render(services.metrics, catalogue.appliances(), catalogue.store())
+    body = metrics.render(services.metrics, catalogue.appliances(), catalogue.rollouts(), catalogue.store())
     return Response(body, media_type=CONTENT_TYPE_LATEST)
 
 

@@ -35,7 +35,7 @@ async def list_models(
 ) -> ModelsResponse:
     """Every registered version, serving ones first, and the window that `/disaggregate` takes."""
     catalogue = services.catalogue
-    summaries = [ModelSummary(**_summary(entry, catalogue)) for entry in services.registry.entries]
+    summaries = [ModelSummary(**_summary(entry, catalogue)) for entry in services.known_models.entries]
     return ModelsResponse(
         models=sorted(summaries, key=lambda m: (not m.serving, m.appliance_id, m.model_version)),
         appliances=[_serving(appliance_id, catalogue) for appliance_id in catalogue.appliance_ids],
@@ -51,7 +51,7 @@ async def get_model(
     services: Annotated[Services, Depends(services_of)],
 ) -> list[ModelDetail]:
     """All versions of one model with their metrics and the homes they learnt from."""
-    found = [entry for entry in services.registry.entries if entry.model_id == model_id]
+    found = [entry for entry in services.known_models.entries if entry.model_id == model_id]
     if not found:
         raise Problem(Problems.UNKNOWN_MODEL, "No model of this id is registered.")
     return [

@@ -1,6 +1,6 @@
-"""A process to kill: writes one prediction after another and prints the time of each once it is acknowledged.
+"""A process to kill: writes one record after another and prints the time of each once it is acknowledged.
 
-Started by `test_stores.py` with a JSON of StoreConfig's fields.
+Started by `test_stores.py` with a JSON of StoreConfig's fields and the kind of its records: points or journal.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deployments.contracts import Persisted, PersistResult, PredictionPoint, RecordSet
 from deployments.group_commit import GroupCommit
+from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.stores import StoreConfig, StoreKind, open_store
 
 
@@ -24,12 +25,18 @@ class Silent:
     def answered(self, result: PersistResult) -> None: ...
 
 
-async def write_for_ever(config: StoreConfig) -> None:
+def record_set(kind: str, time_ns: int) -> RecordSet:
+    if kind == "journal":
+        return RecordSet((), time.time() + 5, journal_entry=JournalEntry(time_ns, JournalKind.APPLIED, "{}"))
+    point = PredictionPoint("home-1", "kettle", "1.2.0", "final", time_ns, 1.0, 0.5, 2.0, "r", "u", "s", 1.0)
+    return RecordSet((point,), time.time() + 5)
+
+
+async def write_for_ever(config: StoreConfig, kind: str) -> None:
     commits = GroupCommit(open_store(config), Silent())
 
     async def one(time_ns: int) -> None:
-        point = PredictionPoint("home-1", "kettle", "1.2.0", "final", time_ns, 1.0, 0.5, 2.0, "r", "u", "s", 1.0)
-        result = await commits.persist(RecordSet((point,), time.time() + 5))
+        result = await commits.persist(record_set(kind, time_ns))
         if isinstance(result, Persisted):
             sys.stdout.write(f"{time_ns}\n")
             sys.stdout.flush()
@@ -43,6 +50,7 @@ if __name__ == "__main__":
     path = fields.pop("sqlite_path")
     asyncio.run(
         write_for_ever(
-            StoreConfig(**{**fields, "kind": StoreKind(fields["kind"])}, sqlite_path=Path(path) if path else None)
+            StoreConfig(**{**fields, "kind": StoreKind(fields["kind"])}, sqlite_path=Path(path) if path else None),
+            sys.argv[2],
         )
     )

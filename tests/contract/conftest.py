@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pytest
 
 from deployments.contracts import PredictionPoint, RecordSet
+from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.stores import PredictionStore, StoreConfig, open_store
 from deployments.stores.sqlite import read_rows
 from tests.servers.influx_process import InfluxServer
@@ -57,12 +58,18 @@ def influx_server(influx_process: InfluxServer) -> InfluxServer:
     return influx_process
 
 
+def entry_of(row: dict[str, Any]) -> JournalEntry:
+    """From a row of either InfluxDB."""
+    return JournalEntry(row["time_ns"], JournalKind(row["tags"]["kind"]), row["fields"]["document"])
+
+
 class Backend(Protocol):
     """A store's outside: how a test opens, breaks and reads it."""
 
     def config(self) -> StoreConfig: ...
     def points(self) -> list[PredictionPoint]: ...
     def readings(self) -> list[tuple[str, int, float]]: ...
+    def journal(self) -> list[JournalEntry]: ...
     def break_it(self) -> None: ...
     def mend(self) -> None: ...
     def crash(self) -> None: ...
@@ -83,6 +90,10 @@ class SqliteBackend:
 
     def readings(self) -> list[tuple[str, int, float]]:
         return [(str(b), int(t), float(kw)) for b, t, kw in read_rows(self.path, "SELECT * FROM sensor_reading")]
+
+    def journal(self) -> list[JournalEntry]:
+        rows = read_rows(self.path, "SELECT time_ns, kind, document FROM rollout")
+        return [JournalEntry(time_ns, JournalKind(kind), document) for time_ns, kind, document in rows]
 
     def break_it(self) -> None:
         self._intruder = sqlite3.connect(self.path, isolation_level=None)
@@ -114,6 +125,11 @@ class InfluxBackend:
     def readings(self) -> list[tuple[str, int, float]]:
         rows = [row for row in self.server.rows() if row["measurement"] == "sensor_reading"]
         return [(row["tags"]["building_id"], row["time_ns"], row["fields"]["aggregate_kw"]) for row in rows]
+
+    def journal(self) -> list[JournalEntry]:
+        rows = [row for row in self.server.rows() if row["measurement"] == "rollout"]
+        assert all(row["bucket"] == BUCKET for row in rows)
+        return [entry_of(row) for row in rows]
 
     def break_it(self) -> None:
         self.server.fault(kind="status", status=503)
@@ -154,6 +170,9 @@ class TsmBackend:
     def readings(self) -> list[tuple[str, int, float]]:
         rows = self.server.rows("raw", "sensor_reading")
         return [(row["tags"]["building_id"], row["time_ns"], float(row["fields"]["aggregate_kw"])) for row in rows]
+
+    def journal(self) -> list[JournalEntry]:
+        return [entry_of(row) for row in self.server.rows(BUCKET, "rollout")]
 
     def break_it(self) -> None:
         self.server.kill()

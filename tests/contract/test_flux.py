@@ -36,7 +36,10 @@ HOSTILE = (
 
 
 def queries() -> dict[str, FluxQuery]:
-    found: dict[str, FluxQuery] = {"recall_key": flux.recall_key("b", "abc", START_NS, START_NS + DAY_NS)}
+    found: dict[str, FluxQuery] = {
+        "recall_key": flux.recall_key("b", "abc", START_NS, START_NS + DAY_NS),
+        "journal": flux.journal("b", START_NS, START_NS + DAY_NS, 10),
+    }
     for step_ns in (SECOND_NS, MINUTE_NS, QUARTER_NS, HOUR_NS):
         span = Span.covering(START_NS, START_NS + DAY_NS, step_ns)
         found |= dict(zip((f"mains {step_ns}", f"mains count {step_ns}"), flux.mains("b", "home", span), strict=True))

@@ -222,7 +222,14 @@ def test_sqlite_an_older_file_has_its_rollups_after_the_migration(
     rows = "SELECT * FROM prediction_quarter ORDER BY time_ns"
     kept = read_rows(sqlite_backend.path, rows)
     with sqlite3.connect(sqlite_backend.path) as connection:
-        for table in ("reading_quarter", "prediction_quarter", "building_revision", "sensor_reading", "pruned"):
+        for table in (
+            "reading_quarter",
+            "prediction_quarter",
+            "building_revision",
+            "sensor_reading",
+            "pruned",
+            "rollout",
+        ):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 3")
     open_store(sqlite_backend.config()).close()

@@ -167,14 +167,15 @@ def test_a_ping_writes_nothing(backend: Any, store: PredictionStore) -> None:
     assert backend.points() == []
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_what_was_acknowledged_survives_sigkill(backend: Any, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "kind"), [(1, "points"), (2, "points"), (3, "points"), (4, "journal")])
+def test_what_was_acknowledged_survives_sigkill(backend: Any, seed: int, kind: str) -> None:
     """Kills the writer, and with InfluxDB the server too, in the middle of its work."""
     chance = random.Random(seed)  # noqa: S311
     config = dataclasses.asdict(backend.config())
     config["sqlite_path"] = str(config["sqlite_path"]) if config["sqlite_path"] else None
     program = Path(__file__).with_name("acknowledging_writer.py")
-    writer = subprocess.Popen([sys.executable, str(program), json.dumps(config)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(program), json.dumps(config), kind]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     acknowledged = {int(writer.stdout.readline()) for _ in range(chance.randrange(20, 120))}
     # Not right after an acknowledgement: the kill should hit every step of a commit in its turn.
@@ -185,7 +186,7 @@ def test_what_was_acknowledged_survives_sigkill(backend: Any, seed: int) -> None
     writer.wait()
     writer.stdout.close()
     backend.crash()
-    stored = {point.time_ns for point in backend.points()}
+    stored = {record.time_ns for record in (backend.journal() if kind == "journal" else backend.points())}
     assert acknowledged - stored == set()
     # At most the one commit that was running is stored and not acknowledged.
     assert len(stored - acknowledged) <= 4

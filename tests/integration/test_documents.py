@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ LINK = re.compile(r"\]\(([^)#:]+)\)")
 def test_every_shell_block_runs(document: Path, service: Service, tmp_path: Path) -> None:
     blocks = BLOCK.findall(document.read_text())
     (tmp_path / ".nilm").symlink_to(service.data_dir)
+    shutil.copy(service.config, tmp_path)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -65,6 +65,8 @@ class Query:
             case ("negative", operand):
                 value = self._evaluate(operand, scope)
                 return Duration(-value.ns) if isinstance(value, Duration) else -value
+            case ("record", properties):
+                return {name: self._evaluate(value, scope) for name, value in properties.items()}
             case ("member", operand, name):
                 row = self._evaluate(operand, scope)
                 if name not in row:
@@ -91,6 +93,8 @@ class Query:
     def _call(self, function: str, arguments: Row, piped: Any) -> Any:
         if function == "time":
             return Instant(int(arguments["v"]))
+        if function == "int":
+            return arguments["v"].ns if isinstance(arguments["v"], Instant) else int(arguments["v"])
         if function == "from":
             return [one for one in self._series if one.bucket == arguments["bucket"]]
         if function not in _STAGES:
@@ -153,7 +157,7 @@ class _Missing(dict[str, Any]):
         return ""
 
 
-def _group(tables: list[Table], *, columns: list[str]) -> list[Table]:
+def _group(tables: list[Table], *, columns: list[str] = []) -> list[Table]:  # noqa: B006 - only read
     grouped: dict[tuple[Any, ...], Table] = {}
     for table in tables:
         for row in table.rows:
@@ -177,6 +181,20 @@ def _sort(tables: list[Table], *, columns: list[str], desc: bool = False) -> lis
         return [row[name].ns if isinstance(row[name], Instant) else row[name] for name in columns]
 
     return [Table(table.key, sorted(table.rows, key=order, reverse=desc)) for table in tables]
+
+
+def _limit(tables: list[Table], *, n: int) -> list[Table]:
+    return [Table(table.key, table.rows[:n]) for table in tables]
+
+
+def _map(tables: list[Table], *, fn: Callable[[Row], Row]) -> list[Table]:
+    """Columns of the group key that the function leaves as they are stay in it; others must not be among them."""
+    mapped: list[Table] = []
+    for table in tables:
+        rows = [fn(row) for row in table.rows]
+        kept = {name: value for name, value in table.key.items() if all(row.get(name) == value for row in rows)}
+        mapped.append(Table(kept, rows))
+    return mapped
 
 
 def _aggregate_window(
@@ -225,6 +243,8 @@ _STAGES: dict[str, Callable[..., Any]] = {
     "filter": _filter,
     "group": _group,
     "keep": _keep,
+    "limit": _limit,
+    "map": _map,
     "sort": _sort,
     "aggregateWindow": _aggregate_window,
     "first": _first,

@@ -105,21 +105,22 @@ class Parser:
                 tree = ("member", tree, self._string(self._take()[1]))
                 self._take("]")
             else:
-                tree = ("call", tree, self._arguments(), None)
+                tree = ("call", tree, self._named(")"), None)
         return tree
 
-    def _arguments(self) -> dict[str, Any]:
-        arguments: dict[str, Any] = {}
-        while self._peek() != ")":
+    def _named(self, end: str) -> dict[str, Any]:
+        """The arguments of a call, or the properties of a record, up to its closing bracket."""
+        values: dict[str, Any] = {}
+        while self._peek() != end:
             kind, name = self._take()
             if kind != "name":
-                raise FluxError("invalid: arguments are named")
+                raise FluxError("invalid: arguments and properties are named")
             self._take(":")
-            arguments[name] = self._pipe()
+            values[name] = self._pipe()
             if self._peek() == ",":
                 self._take()
-        self._take(")")
-        return arguments
+        self._take(end)
+        return values
 
     def _primary(self) -> Any:  # noqa: PLR0911 - one for each kind of token
         kind, text = self._take()
@@ -135,6 +136,8 @@ class Parser:
             return ("negative", self._postfix())
         if text == "[":
             return ("list", self._list())
+        if text == "{":
+            return ("record", self._named("}"))
         if text == "(":
             return self._lambda_or_group()
         raise FluxError(f"invalid: unexpected {text!r}")

@@ -37,7 +37,19 @@ BUCKETS = ("predictions", "raw")
 PRECISIONS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 KNOWN_NAMES = frozenset(
-    {"idempotent_reply", "prediction", "sensor_reading", "aggregate_kw", "predicted_kw", "confidence", "_start"}
+    {
+        "idempotent_reply",
+        "prediction",
+        "rollout",
+        "sensor_reading",
+        "aggregate_kw",
+        "confidence",
+        "document",
+        "kind",
+        "predicted_kw",
+        "_start",
+        "_time",
+    }
 )
 """The string literals a query may hold; anything else was written into it and should have been bound."""
 

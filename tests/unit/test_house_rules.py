@@ -26,8 +26,10 @@ from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
 from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
+from serve_app.known_models import KnownModels, Reload
 from serve_app.metrics import HttpMetrics
 from serve_app.predict import Predictor
+from serve_app.questions import Asker
 from serve_app.services import Services
 from serve_app.settings import Environment, Settings
 from serve_app.store_client import StoreClient
@@ -43,7 +45,9 @@ MAY_IMPORT = {
 }
 RAY_MODULES = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/inference.py", "serve_app/store_client.py"}
 PUBLIC_PATHS = {f"{prefix}/{name}" for prefix in ("", "/api") for name in ("live", "ready", "health")}
-ADMIN_PATHS = {f"{prefix}/admin/cache/{name}" for prefix in ("", "/api") for name in ("invalidate", "stats")}
+ADMIN_PATHS = {
+    f"{prefix}/admin/{name}" for prefix in ("", "/api") for name in ("cache/invalidate", "cache/stats", "reload-models")
+}
 
 
 def imported(tree: ast.Module, path: str) -> Iterator[str]:
@@ -162,6 +166,7 @@ def test_models_can_be_used_without_ray_or_the_web() -> None:
 def app() -> Any:
     logger = logging.Logger("rules")
     catalogue = Catalogue({}, object(), object(), logger)  # type: ignore[arg-type]
+    asker = Asker(None, "none")
     # In production, so that no page for developers is among the routes.
     settings = Settings(env=Environment.PRODUCTION, rate_limit_per_ip=1000)
     grants = GrantCache(DevelopmentGrants(ROOT / "no-such-file"))
@@ -174,8 +179,9 @@ def app() -> Any:
         verifier=TokenVerifier(issuer="nobody", secret="s" * 40, keys=None),
         grants=grants,
         quotas=SharedQuotas(unreported, settings.requests_per_minute, logger=logger),
-        cache_control=CacheControl(None, "none"),
-        registry=Registry((), ROOT),
+        cache_control=CacheControl(asker),
+        known_models=KnownModels(lambda: Registry((), ROOT)),
+        reload=Reload(None, asker),
         catalogue=catalogue,
         predictor=Predictor({}, StoreClient(None), catalogue, grants),
         store=StoreClient(None),

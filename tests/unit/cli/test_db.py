@@ -14,7 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.contracts import PredictionPoint, Readings, RecordSet
+from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.stores.sqlite import SqliteStore
+from deployments.stores.sqlite_history import SqliteHistory
 from serve_app.cli.main import app
 
 T0 = 1_769_904_000 * 10**9
@@ -28,7 +30,9 @@ def store(tmp_path: Path, make_point: Callable[..., PredictionPoint]) -> Iterato
     times = T0 + np.arange(300, dtype=np.int64) * 60 * 10**9
     arrays = Readings(("cabin", "home"), np.arange(300, dtype=np.int32) % 2, times, np.linspace(0, 3, 300))
     points = tuple(make_point(building_id="home", time_ns=int(ns), predicted_kw=0.5) for ns in times[:40])
-    store.write([RecordSet((), time.time() + 5, readings=arrays), RecordSet(points, time.time() + 5)])
+    entry = JournalEntry(T0, JournalKind.APPLIED, "{}")
+    sets = [RecordSet((), time.time() + 5, readings=arrays), RecordSet(points, time.time() + 5)]
+    store.write([*sets, RecordSet((), time.time() + 5, journal_entry=entry)])
     yield store
     store.close()
 
@@ -46,7 +50,7 @@ def run(tmp_path: Path) -> Run:
 def test_a_whole_file_is_said_to_be_whole(store: SqliteStore, run: Run) -> None:
     code, output = run("check")
     assert code == 0, output
-    for text in ("buildings", "2", "readings", "300", "predictions", "40", "whole, schema"):
+    for text in ("buildings", "2", "readings", "300", "predictions", "40", "journal entries", "1", "whole, schema"):
         assert text in output
 
 
@@ -73,8 +77,10 @@ def test_a_damaged_page_is_found(store: SqliteStore, run: Run, tmp_path: Path) -
     path = tmp_path / "predictions.sqlite3"
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        [page] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'prediction'").fetchone()
     raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2 : len(raw) // 2 + 2000] = b"\xaa" * 2000
+    start = (page - 1) * 4096
+    raw[start : start + 2000] = b"\xaa" * 2000
     path.write_bytes(raw)
     assert run("check")[0] == 1
 
@@ -101,6 +107,7 @@ def test_a_backup_while_the_service_writes_is_whole(
     (tmp_path / "copy.sqlite3").rename(restored / "predictions.sqlite3")
     result = CliRunner().invoke(app, ["db", "check", "--data-dir", str(restored)])
     assert result.exit_code == 0, result.output
+    assert len(SqliteHistory(restored / "predictions.sqlite3").journal(10)) == 1
     # The copy is a store of its own that can be opened and written.
     again = SqliteStore(restored / "predictions.sqlite3")
     assert again.write([RecordSet((make_point(),), time.time() + 5)]) == [None]

@@ -47,7 +47,7 @@ from deployments.rollout_contracts import ApplianceRollout, Directive, RolloutOv
 from deployments.rollout_plan import RolloutPlan
 from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
-from serve_app.access.cache_control import CacheControl, CacheListener
+from serve_app.access.cache_control import CacheControl, answers_of
 from serve_app.access.grants import ALL, GrantCache, Grants
 from serve_app.access.principal import Principal, Role
 from serve_app.access.quotas import SharedQuotas
@@ -55,9 +55,11 @@ from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
 from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
+from serve_app.known_models import KnownModels, Reload
 from serve_app.logs import JsonFormatter
 from serve_app.metrics import HttpMetrics
 from serve_app.predict import Predictor
+from serve_app.questions import Asker, Listener
 from serve_app.services import Services
 from serve_app.settings import Environment, Settings
 from serve_app.store_client import StoreClient
@@ -280,6 +282,7 @@ def rollout(appliance_id: str, **changes: Any) -> ApplianceRollout:
         "active": Directive(7, 7, RolloutPlan("1.0.0")),
         "preparing": None,
         "refused": None,
+        "refused_plan": None,
         "counts": (),
         "recent": (),
         "replicas": (),
@@ -291,7 +294,7 @@ class FakeCoordinator:
     """The real coordinator behind a handle; what it says of rollouts is given, and None is no answer."""
 
     def __init__(self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...]) -> None:
-        self.real = Coordinator(requests_per_minute, appliances)
+        self.real = Coordinator(requests_per_minute, appliances, persistence=SimpleNamespace())
         self.report, self.listen = Method(self.real.report), Method(self.real.listen)
         self.answer, self.ask = Method(self.real.answer), Method(self.real.ask)
         self.overview: RolloutOverview | None = RolloutOverview(tuple(rollout(name) for name in appliances), None, 0, 0)
@@ -299,6 +302,13 @@ class FakeCoordinator:
     @property
     def status(self) -> Method:
         return Method(self._status)
+
+    @property
+    def reload(self) -> Method:
+        return Method(self._reload)
+
+    async def _reload(self, wait_s: float) -> RolloutOverview:
+        return await self._status()
 
     async def _status(self) -> RolloutOverview:
         if self.overview is None:
@@ -435,13 +445,16 @@ async def start(
     catalogue = Catalogue(fakes, store, coordinator, logger)
     source = grants or FixedGrants()
     cache = GrantCache(source)
+    registry = Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path())
+    asker, known_models = Asker(coordinator, REPLICA), KnownModels(lambda: registry)
     services = Services(
         settings=configuration,
         verifier=TokenVerifier(issuer=ISSUER, secret=SECRET, keys=None),
         grants=cache,
         quotas=SharedQuotas(coordinator.report.remote, configuration.requests_per_minute, logger=logger),
-        cache_control=CacheControl(coordinator, REPLICA),
-        registry=Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path()),
+        cache_control=CacheControl(asker),
+        known_models=known_models,
+        reload=Reload(coordinator, asker),
         catalogue=catalogue,
         predictor=Predictor(fakes, StoreClient(store), catalogue, cache),
         store=StoreClient(store),
@@ -454,7 +467,9 @@ async def start(
     async def no_background() -> AsyncIterator[None]:
         yield
 
-    listening = asyncio.create_task(CacheListener(coordinator, REPLICA, cache, logger).run())
+    answering = {**answers_of(cache), **known_models.answering()}
+    listener = Listener(coordinator, REPLICA, answering, lambda: cache.invalidate(None), logger)
+    listening = asyncio.create_task(listener.run())
     await asyncio.sleep(0)
     app: Any = build_http_app(services, no_background)
     if poll:

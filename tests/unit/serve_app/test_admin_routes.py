@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.access import cache_control
-from serve_app.access.cache_control import CacheListener
+from serve_app import questions
+from serve_app.access.cache_control import answers_of
 from serve_app.access.grants import GrantCache
 from serve_app.access.principal import Principal, Role
+from serve_app.questions import Listener
 
 ADMIN = {"role": "admin"}
 
@@ -36,12 +37,17 @@ def headers(kit: SimpleNamespace, role: object = "admin", admin_token: str | Non
     return {"Authorization": f"Bearer {token}", **({"X-Admin-Token": offered} if offered is not None else {})}
 
 
+def cache_listener(service: Any, name: str, cache: GrantCache) -> Listener:
+    return Listener(
+        service.coordinator, name, answers_of(cache), lambda: cache.invalidate(None), logging.Logger("unit")
+    )
+
+
 @asynccontextmanager
 async def replicas(service: Any, kit: SimpleNamespace, *names: str) -> AsyncIterator[dict[str, GrantCache]]:
     """Caches of other ingress replicas, listening."""
     caches = {name: GrantCache(kit.FixedGrants()) for name in names}
-    logger = logging.Logger("unit")
-    listeners = [CacheListener(service.coordinator, name, cache, logger) for name, cache in caches.items()]
+    listeners = [cache_listener(service, name, cache) for name, cache in caches.items()]
     tasks = [asyncio.create_task(listener.run()) for listener in listeners]
     await asyncio.sleep(0.02)
     yield caches
@@ -183,7 +189,7 @@ async def test_a_replica_that_lost_the_coordinator_believes_nothing_it_knew(kit:
         await caches["a"].grants(Principal("user-1"), 1.0)
         assert caches["a"].stats().entries == 1
         service.coordinator.real._board = type(service.coordinator.real._board)()
-        listener = CacheListener(service.coordinator, "a", caches["a"], logging.Logger("unit"))
+        listener = cache_listener(service, "a", caches["a"])
         listener._heard_until = 5
         await listener.listen_once()
         assert caches["a"].stats().entries == 0
@@ -192,7 +198,7 @@ async def test_a_replica_that_lost_the_coordinator_believes_nothing_it_knew(kit:
 async def test_listening_goes_on_after_the_coordinator_died(
     kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_control, "RETRY_S", 0.01)
+    monkeypatch.setattr(questions, "RETRY_S", 0.01)
     calls: list[int | None] = []
     three = asyncio.Event()
 
@@ -208,7 +214,7 @@ async def test_listening_goes_on_after_the_coordinator_died(
     async with kit.start() as service:
         cache = GrantCache(kit.FixedGrants())
         service.coordinator.listen = kit.Method(listen)
-        task = asyncio.create_task(CacheListener(service.coordinator, "a", cache, logging.Logger("unit")).run())
+        task = asyncio.create_task(cache_listener(service, "a", cache).run())
         await asyncio.wait_for(three.wait(), 30)
         task.cancel()
     # From now on, from there on (died), and anew.

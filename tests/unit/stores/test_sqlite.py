@@ -17,10 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from deployments.contracts import PersistFailure, RecordSet
+from deployments.contracts import Claim, Completion, PersistFailure, Readings, RecordSet
+from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.stores import StoreUnavailable, sqlite, sqlite_schema
 from deployments.stores.ownership import StoreInUse
 from deployments.stores.sqlite import SqliteStore, read_rows
+from deployments.stores.sqlite_history import SqliteHistory
+from deployments.stores.sqlite_maintenance import check_file
 
 MakeSet = Callable[..., RecordSet]
 
@@ -113,6 +116,30 @@ def test_a_file_of_the_first_schema_is_migrated_with_every_row(
     of_today = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
     assert read_rows(path, of_today) == read_rows(path.with_name("new"), of_today)
     SqliteStore(path).close()
+
+
+def test_a_file_without_a_journal_gets_one_and_keeps_everything(path: Path, make_set: MakeSet) -> None:
+    """Schema 5, the one before this."""
+    store = SqliteStore(path)
+    claim = Claim("key", "fingerprint", "token", None)
+    mains = Readings.of([("home", n * 60 * 10**9, n / 7) for n in range(100)])
+    sets = [make_set(50), RecordSet((), time.time() + 5, readings=mains)]
+    sets.append(dataclasses.replace(make_set(), completion=Completion(claim, b"reply")))
+    assert store.write(sets) == [None] * 3
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE rollout")
+        connection.execute("PRAGMA user_version = 5")
+    tables = [name for (name,) in read_rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    assert len(tables) == 7
+    before = {name: read_rows(path, f"SELECT * FROM {name}") for name in tables}  # noqa: S608
+    store = SqliteStore(path)
+    assert {name: read_rows(path, f"SELECT * FROM {name}") for name in tables} == before  # noqa: S608
+    entry = JournalEntry(1, JournalKind.DEMOTED, "{}")
+    assert store.write([RecordSet((), time.time() + 5, journal_entry=entry)]) == [None]
+    store.close()
+    assert SqliteHistory(path).journal(10) == [entry]
+    assert check_file(path).faults == ()
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(

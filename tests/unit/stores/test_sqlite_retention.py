@@ -13,6 +13,7 @@ import pytest
 
 from deployments.analytics.spans import DAY_NS, HOUR_NS, MINUTE_NS, QUARTER_NS, Span
 from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, Readings, RecordSet
+from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.stores import sqlite_retention
 from deployments.stores.base import StoreUnavailable
 from deployments.stores.sqlite import SqliteStore, read_rows
@@ -114,6 +115,16 @@ def test_what_comes_too_late_is_refused_and_spoils_nothing(
         assert outcome.oldest_kept_ns is not None
         assert OLDEST < outcome.oldest_kept_ns < NOW
     assert SqliteHistory(filled).mains("home", Span(OLDEST, OLDEST + QUARTER_NS, QUARTER_NS)).mean_kw.tolist() == [1.0]
+
+
+def test_the_journal_stays_whole(filled: Path, open_with: Callable[[int], SqliteStore], make_point: MakePoint) -> None:
+    entries = [JournalEntry(OLDEST + age, JournalKind.APPLIED, "{}") for age in (0, 1)]
+    record_sets = [RecordSet((), time.time() + 5, journal_entry=entry) for entry in entries]
+    store = open_with(DAYS)
+    assert store.write(record_sets[:1]) == [None]
+    sweep(store, make_point)
+    assert store.write(record_sets[1:]) == [None]
+    assert SqliteHistory(filled).journal(10) == entries[::-1]
 
 
 @pytest.mark.parametrize("days", [0, 3650])

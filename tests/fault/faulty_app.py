@@ -1,0 +1,77 @@
+"""The application with architectures that misbehave on purpose. `build` is another `import_path` for the tests.
+
+They have the weights of a TemporalPoolingUNet and load like one. Replicas import this module with the class below.
+"""
+
+# No `from __future__ import annotations` here: Serve reads the builder's annotation at run time to make AppArgs.
+import time
+
+import torch
+from ray.serve import Application
+from torch import Tensor
+
+import serve_app.app
+from deployments.appliance import ApplianceModel
+from models.architectures import TemporalPoolingUNet, register
+from serve_app.app import AppArgs
+
+HUNG_S = 3600.0
+SLOW_S = 0.2
+SCALE = 0.3
+NAN_ONE_IN = 100
+
+
+@register("Scaled")
+class Scaled(TemporalPoolingUNet):
+    """Says a third of the power."""
+
+    def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
+        on_logit, power_w = super().forward(mains)
+        return on_logit, power_w * SCALE
+
+
+@register("Slow")
+class Slow(TemporalPoolingUNet):
+    """Answers late."""
+
+    def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(SLOW_S)
+        return super().forward(mains)
+
+
+@register("SometimesNaN")
+class SometimesNaN(TemporalPoolingUNet):
+    """NaN for one window in a hundred, always the same ones."""
+
+    def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
+        on_logit, power_w = super().forward(mains)
+        # The last digits of the sum are as good as random; constant mains, as in the warm-up, pass.
+        chosen = ((mains.double().sum(1).abs() * 1e4).long() % NAN_ONE_IN == 0) & (mains.std(1) > 0)
+        power_w[chosen] = torch.nan
+        return on_logit, power_w
+
+
+@register("Raises")
+class Raises(TemporalPoolingUNet):
+    """Cannot be made."""
+
+    def __init__(self, input_window_size: int) -> None:
+        raise RuntimeError("on purpose")
+
+
+@register("Hangs")
+class Hangs(TemporalPoolingUNet):
+    """Is never made."""
+
+    def __init__(self, input_window_size: int) -> None:
+        time.sleep(HUNG_S)
+
+
+class FaultyModel(ApplianceModel):
+    """The real one; that it stands in this module makes a replica import it."""
+
+
+def build(args: AppArgs) -> Application:
+    """As `serve_app.app.build`."""
+    serve_app.app.ApplianceModel = FaultyModel  # type: ignore[misc]
+    return serve_app.app.build(args)

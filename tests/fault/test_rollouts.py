@@ -1,0 +1,278 @@
+"""Rollouts under 40 requests a second: good ones fail and hold nobody, bad ones change nothing, bad canaries go.
+
+Set NILM_ROLLOUTS to the number of rollouts of each kind (50 for the figures), NILM_GOOD_CANARY to the requests of the
+canary that must stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.fault.rollout_bench import (
+    A,
+    Answer,
+    B,
+    Buildings,
+    RolloutBench,
+    failures,
+    flips_back,
+    hold_ms,
+    start_rollout_bench,
+)
+
+FULL = "NILM_ROLLOUTS" in os.environ
+ROLLOUTS = int(os.environ.get("NILM_ROLLOUTS", "2"))
+GOOD_CANARY_REQUESTS = int(os.environ.get("NILM_GOOD_CANARY", "400"))
+PER_SECOND = 40.0
+CALM_S = 3.0
+"""Between two rollouts: as long without one as one takes, to compare with."""
+HEAD = f"{'rollout':<24}{'done':>6}{'requests':>10}{'failed':>8}{'flips back':>12}{'longest hold ms':>17}{'calm':>8}"
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutBench]:
+    yield from start_rollout_bench(tmp_path_factory.mktemp("rollouts"))
+
+
+@asynccontextmanager
+async def load(bench: RolloutBench, per_second: float = PER_SECOND) -> AsyncIterator[Buildings]:
+    """Clients of 80 buildings, until the end of the block."""
+    buildings = bench.buildings()
+    running = asyncio.create_task(buildings.run(per_second))
+    await asyncio.sleep(3)
+    try:
+        yield buildings
+    finally:
+        buildings.stop()
+        await running
+
+
+class Slices:
+    """The answers around each rollout, and in a stretch without one after it."""
+
+    def __init__(self, name: str, buildings: Buildings) -> None:
+        self.name = name
+        self._buildings = buildings
+        self._rollouts: list[tuple[float, float]] = []
+        self.flips = 0
+
+    @asynccontextmanager
+    async def rollout(self, to: str) -> AsyncIterator[None]:
+        """One rollout inside; afterwards whoever had version `to` must not have lost it."""
+        start = time.monotonic()
+        yield
+        await asyncio.sleep(0.5)
+        end = time.monotonic()
+        self._rollouts.append((start, end))
+        self.flips += flips_back(self._buildings.between(start, end), to)
+        await asyncio.sleep(CALM_S)
+
+    def report(self) -> list[Answer]:
+        """Prints the row; gives the answers of all rollouts."""
+        answers = [one for start, end in self._rollouts for one in self._buildings.between(start, end)]
+        holds = [hold_ms(self._buildings.between(start, end)) for start, end in self._rollouts]
+        calm = [hold_ms(self._buildings.between(end, end + CALM_S - 0.5)) for _, end in self._rollouts]
+        failed = sum(failures(self._buildings.answers).values())
+        print(
+            f"\n{HEAD}\n{self.name:<24}{len(holds):>6}{len(answers):>10}{failed:>8}{self.flips:>12}"
+            f"{max(holds):>17.0f}{max(calm):>8.0f}\n  median hold of a rollout {statistics.median(holds):.0f} ms, "
+            f"of as long without one {statistics.median(calm):.0f} ms; "
+            f"normal {1000 * statistics.median(one.took_s for one in answers):.0f} ms"
+        )
+        return answers
+
+
+def applied(version: str) -> Any:
+    return lambda state: state["serving_version"] == version and not state["preparing"]
+
+
+async def test_good_rollouts_of_the_stable_version_fail_nobody(bench: RolloutBench) -> None:
+    async with load(bench) as buildings:
+        slices = Slices("stable", buildings)
+        for n in range(ROLLOUTS):
+            version = (B, A)[n % 2]
+            async with slices.rollout(version):
+                bench.deploy({"stable": version})
+                await bench.until(applied(version))
+        answers = slices.report()
+    assert not failures(buildings.answers)
+    assert {one.version for one in answers} <= {A, B}
+    assert slices.flips == 0
+
+
+async def test_good_canary_steps_fail_nobody_and_no_building_goes_back(bench: RolloutBench) -> None:
+    await calm(bench)
+    async with load(bench) as buildings:
+        slices = Slices("canary 10, 50, 100, all", buildings)
+        old, new, step = A, B, 0
+        for _ in range(max(ROLLOUTS, 4)):
+            percent = (10, 50, 100)[step] if step < 3 else None
+            plan = {"stable": new} if percent is None else {"stable": old, "canary": canary(new, percent)}
+            async with slices.rollout(new):
+                bench.deploy(plan)
+                await bench.until(applied(new) if percent is None else is_canary(percent))
+            step += 1
+            if step == 4:
+                old, new, step = new, old, 0
+        answers = slices.report()
+    assert not failures(buildings.answers)
+    assert {one.version for one in answers} <= {A, B}
+    assert slices.flips == 0
+
+
+async def test_a_change_of_the_code_with_surge_fails_nobody(bench: RolloutBench) -> None:
+    await calm(bench)
+    async with load(bench) as buildings:
+        slices = Slices("code, with surge", buildings)
+        for n in range(max(1, ROLLOUTS // 2) if not FULL else ROLLOUTS):
+            before = replica_ids(bench)
+            async with slices.rollout(A):
+                options = {"num_cpus": 0.2, "runtime_env": {"env_vars": {"NILM_BUILD": f"{n}-{time.time_ns()}"}}}
+                bench.deploy({"stable": A}, ray_actor_options=options)
+                await eventually(lambda: (now := replica_ids(bench)) and not now & before)  # noqa: B023
+        answers = slices.report()
+    assert not failures(buildings.answers)
+    assert {one.version for one in answers} == {A}
+
+
+BAD = {
+    "wrong sha": ({"stable": "3.0.0-sha"}, "sha256_mismatch"),
+    "truncated file": ({"stable": "3.0.1-truncated"}, "not_safetensors"),
+    "wrong shape": ({"stable": A, "canary": {"version": "3.0.2-shape", "percent": 10}}, "weights_mismatch"),
+    "NaN golden": ({"stable": "3.0.3-golden"}, "golden_mismatch"),
+    "NaN weights": ({"stable": A, "shadow": {"version": "3.0.6-nan-weights"}}, "weights_not_finite"),
+    "raising constructor": ({"stable": A, "canary": {"version": "3.0.4-raises", "percent": 50}}, "load_failed"),
+    "misspelt key": ({"stabel": A}, "stabel"),
+    "percent out of range": ({"stable": A, "canary": {"version": B, "percent": 101}}, "percent"),
+    "unregistered": ({"stable": "9.9.9"}, "9.9.9"),
+}
+
+
+async def test_bad_rollouts_change_nothing_and_say_why(bench: RolloutBench) -> None:
+    await calm(bench)
+    lines = []
+    async with load(bench) as buildings:
+        cases = dict(BAD)
+        if FULL:
+            cases["hanging load"] = ({"stable": "3.0.5-hangs"}, "load_timeout")
+        for name, (plan, reason) in cases.items():
+            start = time.monotonic()
+            bench.deploy(plan)
+            text = await refusal(bench, reason)
+            seconds = time.monotonic() - start
+            bench.deploy({"stable": A})
+            await eventually(lambda: bench.rollout_status()[0] == "HEALTHY")
+            recovered = time.monotonic() - start - seconds
+            answers = buildings.between(start, time.monotonic())
+            failed = sum(failures(answers).values())
+            lines.append(f"{name:<22}{len(answers):>9}{failed:>8}{seconds:>9.1f} s{recovered:>10.1f} s  {text[:110]}")
+            assert {one.version for one in answers if one.status == 200} == {A}
+    print(f"\n{'bad rollout':<22}{'requests':>9}{'failed':>8}{'refused':>11}{'recovered':>12}  reason")
+    print("\n".join(lines))
+    assert not failures(buildings.answers)
+
+
+async def eventually(holds: Callable[[], object], within_s: float = 120) -> None:
+    """Until it does; asked in a thread."""
+    end = time.monotonic() + within_s
+    while not await asyncio.to_thread(holds):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.3)
+
+
+async def refusal(bench: RolloutBench, reason: str) -> str:
+    """What `serve status` says, once it says this."""
+    end = time.monotonic() + 120
+    while True:
+        status, text = await asyncio.to_thread(bench.rollout_status)
+        if status == "DEPLOY_FAILED" and reason in text:
+            return text.partition("RolloutRefused: ")[2]
+        if time.monotonic() > end:
+            raise AssertionError(f"not refused: {status} {text}; {await bench.state()}")
+        await asyncio.sleep(0.3)
+
+
+async def test_a_hanging_load_holds_nobody_and_is_taken_back_at_once(bench: RolloutBench) -> None:
+    await calm(bench)
+    async with load(bench) as buildings:
+        bench.deploy({"stable": "3.0.5-hangs"})
+        await bench.until(lambda state: state["preparing"] == ["3.0.5-hangs"])
+        bench.deploy({"stable": B})
+        start = time.monotonic()
+        await bench.until(applied(B))
+        print(f"\ntaken back {time.monotonic() - start:.1f} s after the deploy")
+        bench.deploy({"stable": A})
+        await bench.until(applied(A))
+    assert not failures(buildings.answers)
+    assert {one.version for one in buildings.answers} == {A, B}
+
+
+@pytest.mark.parametrize(
+    ("version", "guard", "reason"),
+    [
+        ("4.0.0-scaled", {}, "mean power"),
+        ("4.0.1-slow", {"slow_ms": 150}, "slower than 150 ms"),
+        ("4.0.2-nan", {}, "errors"),
+    ],
+)
+async def test_a_wrong_canary_is_demoted(bench: RolloutBench, version: str, guard: Any, reason: str) -> None:
+    await calm(bench)
+    async with load(bench) as buildings:
+        percent = 50.0
+        bench.deploy({"stable": A, "canary": canary(version, percent), "guard": guard})
+        await bench.until(is_canary(percent))
+        start = time.monotonic()
+        state = await bench.until(lambda now: now["canary"] and now["canary"]["demoted"])
+        seconds = time.monotonic() - start
+        answered = [one for one in buildings.between(start, start + seconds) if one.version == version]
+        print(f"\n{version} at {percent:g} %: demoted after {seconds:.1f} s and {len(answered)} of its answers")
+        print(f"  {state['canary']['demoted']}")
+        await asyncio.sleep(1.0)
+        after = time.monotonic()
+        await asyncio.sleep(3.0)
+    assert reason in state["canary"]["demoted"]
+    assert not failures(buildings.answers)
+    assert {one.version for one in buildings.between(after, time.monotonic())} == {A}
+
+
+async def test_a_good_canary_stays(bench: RolloutBench) -> None:
+    await calm(bench)
+    async with load(bench) as buildings:
+        bench.deploy({"stable": A, "canary": canary(B, 50.0), "guard": {"min_windows": 50, "over_windows": 1000}})
+        await bench.until(is_canary(50))
+        await eventually(lambda: len(buildings.answers) >= GOOD_CANARY_REQUESTS, within_s=3600)
+        state = await bench.state()
+        answered = sum(one.version == B for one in buildings.answers)
+        print(f"\na good canary after {len(buildings.answers)} requests, {answered} of them its own: {state['canary']}")
+    assert state["canary"]["demoted"] is None
+    assert answered > 0
+    assert not failures(buildings.answers)
+
+
+def canary(version: str, percent: float) -> dict[str, object]:
+    return {"version": version, "percent": percent}
+
+
+def is_canary(percent: float) -> Any:
+    return lambda state: state["canary"] and state["canary"]["percent"] == percent and not state["preparing"]
+
+
+def replica_ids(bench: RolloutBench) -> set[str]:
+    """Replicas of the kettle that run."""
+    replicas = bench.service.deployments()["kettle"]["replicas"]
+    return {one["replica_id"] for one in replicas if one["state"] in ("RUNNING", "STARTING")}
+
+
+async def calm(bench: RolloutBench) -> None:
+    """Back to the version that every test begins with."""
+    bench.deploy({"stable": A})
+    await bench.until(lambda state: applied(A)(state) and state["canary"] is None)
