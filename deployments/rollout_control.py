@@ -41,6 +41,8 @@ PREPARE_TIMEOUT_S = 60.0
 LEARNING_S = 15.0
 """After a start of this process: until then replicas know things that it has forgotten."""
 TICK_S = 0.5
+STEP_S = 2.0
+"""More between two looks is a process that was stopped, or a clock that was set: nobody else's silence."""
 logger = logging.getLogger("ray.serve")
 
 Journal = Callable[[JournalKind, Mapping[str, object]], None]
@@ -54,7 +56,8 @@ class RolloutControl:
         self._appliances = {name: ApplianceState() for name in appliances}
         self._journal = journal
         self._now = now
-        self._started_at = now()
+        self._last_now = now()
+        self._uptime_s = 0.0
         # Grows also over a restart of this process, so that a higher number is always the later word.
         self._last_number = time.time_ns()
         self._refused_config: str | None = None
@@ -75,8 +78,8 @@ class RolloutControl:
     async def tick(self) -> None:
         """One look."""
         for name, one in self._appliances.items():
-            one.forget_gone(self._now() - GONE_AFTER_S)
-            if one.preparing is not None and self._now() > one.prepare_until:
+            one.forget_gone(self._uptime() - GONE_AFTER_S)
+            if one.preparing is not None and self._uptime() > one.prepare_until:
                 late = [r for r, known in one.replicas.items() if known.report.prepared != one.preparing.number]
                 detail = f"not ready after {PREPARE_TIMEOUT_S:g} s on {', '.join(late)}"
                 await self._refuse(name, RefusedVersion(one.preparing.plan.versions[-1], "load_timeout", detail))
@@ -105,8 +108,8 @@ class RolloutControl:
     async def report(self, report: ReplicaReport) -> None:
         """What a replica says when it has news."""
         one = self._appliances[report.appliance_id]
-        known = one.replicas.setdefault(report.replica, KnownReplica(report, self._now()))
-        known.report, known.heard_at = report, self._now()
+        known = one.replicas.setdefault(report.replica, KnownReplica(report, self._uptime()))
+        known.report, known.heard_at = report, self._uptime()
         self._learn(one, report)
         one.count(known, report)
         await self._hear_refusal(one, report)
@@ -154,7 +157,7 @@ class RolloutControl:
             theirs.demoted is not None
             and one.active.demoted is None
             and theirs.plan == one.active.plan
-            and self._now() < self._started_at + LEARNING_S
+            and self._uptime() < LEARNING_S
         ):
             # The gate's word came first, and the gate does not know of the demotion.
             one.activate(replace(one.active, number=self._next_number(), demoted=theirs.demoted))
@@ -166,9 +169,16 @@ class RolloutControl:
             return
         if one.preparing is not None and report.refusal.number == one.preparing.number:
             await self._refuse(report.appliance_id, report.refusal.refused)
-        elif one.active is not None and report.refusal.number == one.active.number and not one.serves(one.active.plan):
+        elif (
+            one.active is not None
+            and report.refusal.number == one.active.number
+            and not one.serves(one.active.plan)
+            and one.preparing is None
+            and one.refused is None
+        ):
             # The first plan of all: there is nothing older that could go on.
             one.refused = report.refusal.refused
+            self._note_refusal(report.appliance_id, one.active.plan, one.refused)
 
     # From plan to plan -------------------------------------------------------------------------------------------
 
@@ -196,7 +206,7 @@ class RolloutControl:
             one.preparing = replace(one.active, number=number)
         else:
             one.preparing = Directive(number, number, plan)
-        one.prepare_until = self._now() + PREPARE_TIMEOUT_S
+        one.prepare_until = self._uptime() + PREPARE_TIMEOUT_S
         await self._switch_when_ready(name)
         await self._tell()
 
@@ -205,7 +215,7 @@ class RolloutControl:
         wanted = one.preparing
         if wanted is None:
             return
-        one.forget_gone(self._now() - GONE_AFTER_S)
+        one.forget_gone(self._uptime() - GONE_AFTER_S)
         # The first plan of all has nothing to be prepared beside.
         if one.active is not None and any(r.report.prepared != wanted.number for r in one.replicas.values()):
             return
@@ -226,11 +236,14 @@ class RolloutControl:
             return
         plan, one.preparing = one.preparing.plan, None
         one.refused, one.refused_plan = refused, plan
+        self._note_refusal(name, plan, refused)
+        await self._tell()
+
+    def _note_refusal(self, name: str, plan: RolloutPlan, refused: RefusedVersion) -> None:
         self._refusals += 1
         logger.error("%s refuses %s: %s (%s)", name, refused.model_version, refused.reason, refused.detail)
         reason = f"{refused.model_version}: {refused.reason}: {refused.detail}"
         self._journal(JournalKind.REFUSED, {"appliance": name, "plan": plain(plan), "reason": reason})
-        await self._tell()
 
     async def _guard(self, name: str) -> None:
         one = self._appliances[name]
@@ -274,6 +287,13 @@ class RolloutControl:
             elif one.preparing is not None or not one.serves(plan):
                 pending.append(name)
         return OfferOutcome(tuple(pending), tuple(refused))
+
+    def _uptime(self) -> float:
+        """Seconds of this process, without those that it was stopped."""
+        now = self._now()
+        self._uptime_s += min(max(0.0, now - self._last_now), STEP_S)
+        self._last_now = now
+        return self._uptime_s
 
     def _next_number(self) -> int:
         self._last_number = max(self._last_number + 1, time.time_ns())
