@@ -268,13 +268,16 @@ class RolloutControl:
 
     def _has_orders(self, one: ApplianceState, report: ReplicaReport) -> bool:
         """Whether something is wanted of this replica that it has not said to have done, refused or begun."""
-        known = {report.working_on, report.refusal.number if report.refusal else None}
-        serving = report.active.number if report.active else None
+        refused = report.refusal.number if report.refusal else None
         if one.active is None:
             return self._refused_config is not None and report.active is None
-        if one.active.number not in known | {serving}:
-            return True
-        return one.preparing is not None and one.preparing.number not in known | {report.prepared}
+        if report.active is None or report.active.number != one.active.number:
+            if report.working_on == one.active.number:
+                return False  # first this, then what is prepared
+            if refused != one.active.number:
+                return True
+        done = {report.working_on, refused, report.prepared}
+        return one.preparing is not None and one.preparing.number not in done
 
     def _outcome(self, offer: Offer) -> OfferOutcome:
         pending, refused = [], []
