@@ -111,7 +111,7 @@ class RolloutControl:
         known = one.replicas.setdefault(report.replica, KnownReplica(report, self._uptime()))
         known.report, known.heard_at = report, self._uptime()
         self._learn(one, report)
-        one.count(known, report)
+        one.count(report)
         await self._hear_refusal(one, report)
         await self._switch_when_ready(report.appliance_id)
         await self._tell()
@@ -129,6 +129,8 @@ class RolloutControl:
         """Every replica reads the registry again and loads what is wanted and changed, or was refused before."""
         for name, one in self._appliances.items():
             plan = one.refused_plan or (one.active.plan if one.active else None)
+            if one.preparing is not None:
+                plan = one.preparing.plan
             if plan is not None:
                 await self._prepare(name, plan)
         await self._wait(lambda: all(settled(one) for one in self._appliances.values()), wait_s)
@@ -153,6 +155,7 @@ class RolloutControl:
         if one.active is None or theirs.number > one.active.number:
             self._last_number = max(self._last_number, theirs.number)
             one.activate(theirs)
+            self._keep_later(one)
         elif (
             theirs.demoted is not None
             and one.active.demoted is None
@@ -160,7 +163,7 @@ class RolloutControl:
             and self._uptime() < LEARNING_S
         ):
             # The gate's word came first, and the gate does not know of the demotion.
-            one.activate(replace(one.active, number=self._next_number(), demoted=theirs.demoted))
+            self._demote(one, one.active, theirs.demoted)
 
     async def _hear_refusal(self, one: ApplianceState, report: ReplicaReport) -> None:
         if one.active is not None and one.refused_plan is None and one.serves(one.active.plan):
@@ -257,12 +260,23 @@ class RolloutControl:
             return
         version = active.plan.canary.version
         demoted = Demotion(version, reason, self._now())
-        one.activate(replace(active, number=self._next_number(), demoted=demoted, activate_at_s=0.0))
+        self._demote(one, active, demoted)
         self._demotions += 1
         logger.error("%s demotes canary %s after %d windows: %s", name, version, ever, reason)
         document = {"appliance": name, "model_version": version, "windows": ever, "reason": reason}
         self._journal(JournalKind.DEMOTED, document)
         await self._tell()
+
+    def _demote(self, one: ApplianceState, active: Directive, demoted: Demotion) -> None:
+        one.activate(replace(active, number=self._next_number(), demoted=demoted, activate_at_s=0.0))
+        self._keep_later(one)
+
+    def _keep_later(self, one: ApplianceState) -> None:
+        """What is prepared stays the later word than what serves, which has a new number; it may be the same plan."""
+        if one.preparing is not None and one.active is not None:
+            same = one.preparing.plan_number == one.active.plan_number
+            demoted = one.active.demoted if same else one.preparing.demoted
+            one.preparing = replace(one.preparing, number=self._next_number(), demoted=demoted)
 
     # Small things ------------------------------------------------------------------------------------------------
 

@@ -19,18 +19,18 @@ from deployments.rollout_plan import RolloutPlan
 
 @dataclass
 class KnownReplica:
-    """`counts`: what of its counts is in the appliance's already."""
+    """Its last report, and when that came."""
 
     report: ReplicaReport
     heard_at: float
-    counts: dict[Role, VersionCounts] = field(default_factory=dict)
 
 
 @dataclass
 class ApplianceState:
     """`offer_number`: of the configuration that brought its plan; all appliances it changed have the same.
 
-    `refused_plan`: the last that was refused, so that repeating it is no new attempt.
+    `refused_plan`: the last that was refused, so that repeating it is no new attempt. `told`: what every replica said
+    it had counted, those that are gone included, because one that was only silent goes on from there.
     """
 
     offer_number: int = 0
@@ -42,6 +42,7 @@ class ApplianceState:
     replicas: dict[str, KnownReplica] = field(default_factory=dict)
     counts: dict[Role, VersionCounts] = field(default_factory=dict)
     recent: dict[Role, RecentCounts] = field(default_factory=dict)
+    told: dict[str, dict[Role, VersionCounts]] = field(default_factory=dict)
     guard: Guard | None = None
 
     @property
@@ -63,18 +64,17 @@ class ApplianceState:
         new_plan = self.active is None or self.active.plan_number != directive.plan_number
         self.active = directive
         if new_plan:
-            self.counts, self.recent = {}, {}
-            for known in self.replicas.values():
-                known.counts = {}
+            self.counts, self.recent, self.told = {}, {}, {}
             self.guard = Guard(directive.plan.guard)
 
-    def count(self, known: KnownReplica, report: ReplicaReport) -> None:
+    def count(self, report: ReplicaReport) -> None:
         """Adds what a replica saw since its last report."""
         if self.active is None or report.active is None or report.active.plan_number != self.active.plan_number:
             return
         for role, counts in report.counts:
-            increment = counts - known.counts.get(role, VersionCounts())
-            known.counts[role] = counts
+            told = self.told.setdefault(report.replica, {})
+            increment = counts - told.get(role, VersionCounts())
+            told[role] = counts
             self.counts[role] = self.counts.get(role, VersionCounts()) + increment
             self.recent.setdefault(role, RecentCounts(self.active.plan.guard.over_windows)).add(increment)
 
