@@ -78,7 +78,12 @@ class Follower:
                 away = True
                 await asyncio.sleep(RETRY_S)
                 continue
-            self._obey(orders)
+            try:
+                self._obey(orders)
+            except Exception:
+                # A fault in one order must not end the following of all later ones.
+                logger.exception("%s cannot obey", self._appliance_id)
+                await asyncio.sleep(RETRY_S)
 
     def _obey(self, orders: Orders) -> None:
         self._peers = orders.peers
@@ -88,8 +93,10 @@ class Follower:
                 self.settled.set()
             return
         serving = self._versions.current()
+        # What it could not load may be what the next plan repairs.
+        refused = self._refusal is not None and self._refusal.number == orders.active.number
         up_to_date = serving is not None and serving.directive.number == orders.active.number
-        wanted = orders.prepare if up_to_date else orders.active
+        wanted = orders.prepare if up_to_date or refused else orders.active
         if wanted is None:
             self._stop_working()
             self._versions.forget_prepared()

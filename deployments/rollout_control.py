@@ -11,25 +11,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from deployments.contracts import RefusedVersion
 from deployments.journal_contracts import JournalKind
 from deployments.rollout_contracts import (
-    ApplianceRollout,
     Demotion,
     Directive,
     Offer,
     OfferOutcome,
     Orders,
     ReplicaReport,
-    ReplicaState,
     Role,
     RolloutOverview,
     VersionCounts,
 )
-from deployments.rollout_guard import Guard, RecentCounts
 from deployments.rollout_plan import RolloutPlan, plain
+from deployments.rollout_state import ApplianceState, KnownReplica, overview_of, settled
 
 WATCHED_LISTEN_S = 1.0
 LISTEN_S = 4.0
@@ -43,60 +41,23 @@ PREPARE_TIMEOUT_S = 60.0
 LEARNING_S = 15.0
 """After a start of this process: until then replicas know things that it has forgotten."""
 TICK_S = 0.5
+STEP_S = 2.0
+"""More between two looks is a process that was stopped, or a clock that was set: nobody else's silence."""
 logger = logging.getLogger("ray.serve")
 
 Journal = Callable[[JournalKind, Mapping[str, object]], None]
 """Takes what happened; never waits."""
 
 
-@dataclass
-class _Replica:
-    report: ReplicaReport
-    heard_at: float
-    counts: dict[Role, VersionCounts] = field(default_factory=dict)
-
-
-@dataclass
-class _Appliance:
-    """`offer_number`: of the configuration that brought its plan; all appliances it changed have the same.
-
-    `refused_plan`: the last that was refused, so that repeating it is no new attempt.
-    """
-
-    offer_number: int = 0
-    active: Directive | None = None
-    preparing: Directive | None = None
-    prepare_until: float = 0.0
-    refused: RefusedVersion | None = None
-    refused_plan: RolloutPlan | None = None
-    replicas: dict[str, _Replica] = field(default_factory=dict)
-    counts: dict[Role, VersionCounts] = field(default_factory=dict)
-    recent: dict[Role, RecentCounts] = field(default_factory=dict)
-    guard: Guard | None = None
-
-    @property
-    def watched(self) -> bool:
-        """Whether reports should come often."""
-        plan = self.active.plan if self.active else None
-        return self.preparing is not None or bool(plan and (plan.canary or plan.shadow))
-
-    def serves(self, plan: RolloutPlan) -> bool:
-        """Whether any replica does."""
-        return any(one.report.active and one.report.active.plan == plan for one in self.replicas.values())
-
-    def forget_gone(self, oldest: float) -> None:
-        """Replicas that were last heard of before then."""
-        self.replicas = {name: known for name, known in self.replicas.items() if known.heard_at >= oldest}
-
-
 class RolloutControl:
     """One per application. `now` is the wall clock: the instants of switches are told to other processes."""
 
     def __init__(self, appliances: tuple[str, ...], journal: Journal, now: Callable[[], float] = time.time) -> None:
-        self._appliances = {name: _Appliance() for name in appliances}
+        self._appliances = {name: ApplianceState() for name in appliances}
         self._journal = journal
         self._now = now
-        self._started_at = now()
+        self._last_now = now()
+        self._uptime_s = 0.0
         # Grows also over a restart of this process, so that a higher number is always the later word.
         self._last_number = time.time_ns()
         self._refused_config: str | None = None
@@ -117,8 +78,8 @@ class RolloutControl:
     async def tick(self) -> None:
         """One look."""
         for name, one in self._appliances.items():
-            one.forget_gone(self._now() - GONE_AFTER_S)
-            if one.preparing is not None and self._now() > one.prepare_until:
+            one.forget_gone(self._uptime() - GONE_AFTER_S)
+            if one.preparing is not None and self._uptime() > one.prepare_until:
                 late = [r for r, known in one.replicas.items() if known.report.prepared != one.preparing.number]
                 detail = f"not ready after {PREPARE_TIMEOUT_S:g} s on {', '.join(late)}"
                 await self._refuse(name, RefusedVersion(one.preparing.plan.versions[-1], "load_timeout", detail))
@@ -147,10 +108,10 @@ class RolloutControl:
     async def report(self, report: ReplicaReport) -> None:
         """What a replica says when it has news."""
         one = self._appliances[report.appliance_id]
-        known = one.replicas.setdefault(report.replica, _Replica(report, self._now()))
-        known.report, known.heard_at = report, self._now()
+        known = one.replicas.setdefault(report.replica, KnownReplica(report, self._uptime()))
+        known.report, known.heard_at = report, self._uptime()
         self._learn(one, report)
-        self._count(one, known, report)
+        one.count(report)
         await self._hear_refusal(one, report)
         await self._switch_when_ready(report.appliance_id)
         await self._tell()
@@ -168,15 +129,17 @@ class RolloutControl:
         """Every replica reads the registry again and loads what is wanted and changed, or was refused before."""
         for name, one in self._appliances.items():
             plan = one.refused_plan or (one.active.plan if one.active else None)
+            if one.preparing is not None:
+                plan = one.preparing.plan
             if plan is not None:
                 await self._prepare(name, plan)
-        await self._wait(lambda: all(_settled(one) for one in self._appliances.values()), wait_s)
+        await self._wait(lambda: all(settled(one) for one in self._appliances.values()), wait_s)
         return self.overview()
 
     def overview(self) -> RolloutOverview:
         """All that is known now."""
         return RolloutOverview(
-            appliances=tuple(_overview(name, one) for name, one in self._appliances.items()),
+            appliances=tuple(overview_of(name, one) for name, one in self._appliances.items()),
             refused_config=self._refused_config,
             demotions_total=self._demotions,
             refusals_total=self._refusals,
@@ -184,42 +147,41 @@ class RolloutControl:
 
     # What the replicas say ---------------------------------------------------------------------------------------
 
-    def _learn(self, one: _Appliance, report: ReplicaReport) -> None:
+    def _learn(self, one: ApplianceState, report: ReplicaReport) -> None:
         """After a restart of this process: what a replica serves is what was decided before."""
         theirs = report.active
         if theirs is None:
             return
         if one.active is None or theirs.number > one.active.number:
             self._last_number = max(self._last_number, theirs.number)
-            self._activate(one, theirs)
+            one.activate(theirs)
+            self._keep_later(one)
         elif (
             theirs.demoted is not None
             and one.active.demoted is None
             and theirs.plan == one.active.plan
-            and self._now() < self._started_at + LEARNING_S
+            and self._uptime() < LEARNING_S
         ):
             # The gate's word came first, and the gate does not know of the demotion.
-            self._activate(one, replace(one.active, number=self._next_number(), demoted=theirs.demoted))
+            self._demote(one, one.active, theirs.demoted)
 
-    def _count(self, one: _Appliance, known: _Replica, report: ReplicaReport) -> None:
-        if one.active is None or report.active is None or report.active.plan_number != one.active.plan_number:
-            return
-        for role, counts in report.counts:
-            increment = counts - known.counts.get(role, VersionCounts())
-            known.counts[role] = counts
-            one.counts[role] = one.counts.get(role, VersionCounts()) + increment
-            one.recent.setdefault(role, RecentCounts(one.active.plan.guard.over_windows)).add(increment)
-
-    async def _hear_refusal(self, one: _Appliance, report: ReplicaReport) -> None:
+    async def _hear_refusal(self, one: ApplianceState, report: ReplicaReport) -> None:
         if one.active is not None and one.refused_plan is None and one.serves(one.active.plan):
             one.refused = None
         if report.refusal is None:
             return
         if one.preparing is not None and report.refusal.number == one.preparing.number:
             await self._refuse(report.appliance_id, report.refusal.refused)
-        elif one.active is not None and report.refusal.number == one.active.number and not one.serves(one.active.plan):
+        elif (
+            one.active is not None
+            and report.refusal.number == one.active.number
+            and not one.serves(one.active.plan)
+            and one.preparing is None
+            and one.refused is None
+        ):
             # The first plan of all: there is nothing older that could go on.
             one.refused = report.refusal.refused
+            self._note_refusal(report.appliance_id, one.active.plan, one.refused)
 
     # From plan to plan -------------------------------------------------------------------------------------------
 
@@ -247,7 +209,7 @@ class RolloutControl:
             one.preparing = replace(one.active, number=number)
         else:
             one.preparing = Directive(number, number, plan)
-        one.prepare_until = self._now() + PREPARE_TIMEOUT_S
+        one.prepare_until = self._uptime() + PREPARE_TIMEOUT_S
         await self._switch_when_ready(name)
         await self._tell()
 
@@ -256,14 +218,14 @@ class RolloutControl:
         wanted = one.preparing
         if wanted is None:
             return
-        one.forget_gone(self._now() - GONE_AFTER_S)
+        one.forget_gone(self._uptime() - GONE_AFTER_S)
         # The first plan of all has nothing to be prepared beside.
         if one.active is not None and any(r.report.prepared != wanted.number for r in one.replicas.values()):
             return
         one.preparing = None
         changed = one.active is None or one.active.plan != wanted.plan
         at_s = 0.0 if one.active is None else self._now() + LEAD_S
-        self._activate(one, replace(wanted, activate_at_s=at_s))
+        one.activate(replace(wanted, activate_at_s=at_s))
         if changed:
             logger.info("%s goes to %s", name, _words(wanted.plan))
             self._journal(
@@ -271,26 +233,20 @@ class RolloutControl:
             )
         await self._tell()
 
-    def _activate(self, one: _Appliance, directive: Directive) -> None:
-        new_plan = one.active is None or one.active.plan_number != directive.plan_number
-        one.active = directive
-        if new_plan:
-            one.counts, one.recent = {}, {}
-            for known in one.replicas.values():
-                known.counts = {}
-            one.guard = Guard(directive.plan.guard)
-
     async def _refuse(self, name: str, refused: RefusedVersion) -> None:
         one = self._appliances[name]
         if one.preparing is None:
             return
         plan, one.preparing = one.preparing.plan, None
         one.refused, one.refused_plan = refused, plan
+        self._note_refusal(name, plan, refused)
+        await self._tell()
+
+    def _note_refusal(self, name: str, plan: RolloutPlan, refused: RefusedVersion) -> None:
         self._refusals += 1
         logger.error("%s refuses %s: %s (%s)", name, refused.model_version, refused.reason, refused.detail)
         reason = f"{refused.model_version}: {refused.reason}: {refused.detail}"
         self._journal(JournalKind.REFUSED, {"appliance": name, "plan": plain(plan), "reason": reason})
-        await self._tell()
 
     async def _guard(self, name: str) -> None:
         one = self._appliances[name]
@@ -304,24 +260,38 @@ class RolloutControl:
             return
         version = active.plan.canary.version
         demoted = Demotion(version, reason, self._now())
-        self._activate(one, replace(active, number=self._next_number(), demoted=demoted, activate_at_s=0.0))
+        self._demote(one, active, demoted)
         self._demotions += 1
         logger.error("%s demotes canary %s after %d windows: %s", name, version, ever, reason)
         document = {"appliance": name, "model_version": version, "windows": ever, "reason": reason}
         self._journal(JournalKind.DEMOTED, document)
         await self._tell()
 
+    def _demote(self, one: ApplianceState, active: Directive, demoted: Demotion) -> None:
+        one.activate(replace(active, number=self._next_number(), demoted=demoted, activate_at_s=0.0))
+        self._keep_later(one)
+
+    def _keep_later(self, one: ApplianceState) -> None:
+        """What is prepared stays the later word than what serves, which has a new number; it may be the same plan."""
+        if one.preparing is not None and one.active is not None:
+            same = one.preparing.plan_number == one.active.plan_number
+            demoted = one.active.demoted if same else one.preparing.demoted
+            one.preparing = replace(one.preparing, number=self._next_number(), demoted=demoted)
+
     # Small things ------------------------------------------------------------------------------------------------
 
-    def _has_orders(self, one: _Appliance, report: ReplicaReport) -> bool:
+    def _has_orders(self, one: ApplianceState, report: ReplicaReport) -> bool:
         """Whether something is wanted of this replica that it has not said to have done, refused or begun."""
-        known = {report.working_on, report.refusal.number if report.refusal else None}
-        serving = report.active.number if report.active else None
+        refused = report.refusal.number if report.refusal else None
         if one.active is None:
             return self._refused_config is not None and report.active is None
-        if one.active.number not in known | {serving}:
-            return True
-        return one.preparing is not None and one.preparing.number not in known | {report.prepared}
+        if report.active is None or report.active.number != one.active.number:
+            if report.working_on == one.active.number:
+                return False  # first this, then what is prepared
+            if refused != one.active.number:
+                return True
+        done = {report.working_on, refused, report.prepared}
+        return one.preparing is not None and one.preparing.number not in done
 
     def _outcome(self, offer: Offer) -> OfferOutcome:
         pending, refused = [], []
@@ -334,6 +304,13 @@ class RolloutControl:
             elif one.preparing is not None or not one.serves(plan):
                 pending.append(name)
         return OfferOutcome(tuple(pending), tuple(refused))
+
+    def _uptime(self) -> float:
+        """Seconds of this process, without those that it was stopped."""
+        now = self._now()
+        self._uptime_s += min(max(0.0, now - self._last_now), STEP_S)
+        self._last_now = now
+        return self._uptime_s
 
     def _next_number(self) -> int:
         self._last_number = max(self._last_number + 1, time.time_ns())
@@ -353,49 +330,6 @@ class RolloutControl:
 
 
 _JUDGED = (Role.CANARY, Role.STABLE)
-
-
-def _settled(one: _Appliance) -> bool:
-    """Every replica does what was decided, or has said that it cannot."""
-    if one.preparing is not None:
-        return False
-    if one.active is None:
-        return True
-    return (
-        all(
-            one.active.number
-            in (
-                known.report.active.number if known.report.active else None,
-                known.report.refusal.number if known.report.refusal else None,
-            )
-            for known in one.replicas.values()
-        )
-        or one.refused is not None
-    )
-
-
-def _overview(name: str, one: _Appliance) -> ApplianceRollout:
-    replicas = (
-        ReplicaState(
-            replica=known.report.replica,
-            node=known.report.node,
-            number=known.report.active.number if known.report.active else None,
-            loaded=known.report.loaded,
-            registry_sha256=known.report.registry_sha256,
-            refused=known.report.refusal.refused if known.report.refusal else None,
-        )
-        for known in one.replicas.values()
-    )
-    return ApplianceRollout(
-        appliance_id=name,
-        active=one.active,
-        preparing=one.preparing,
-        refused=one.refused,
-        refused_plan=one.refused_plan,
-        counts=tuple(one.counts.items()),
-        recent=tuple((role, counts.total) for role, counts in one.recent.items()),
-        replicas=tuple(replicas),
-    )
 
 
 def _words(plan: RolloutPlan) -> str:

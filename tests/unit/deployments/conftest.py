@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.appliance import ApplianceModel
-from tests.unit.deployments.replica import Shelf
+from deployments.versions import Versions
+from models.registry import Registry
+from tests.unit.deployments.replica import Kettle, Shelf
 
 
 @pytest.fixture(scope="session")
@@ -27,5 +28,10 @@ def shelf(_packed: Shelf, tmp_path: Path) -> Shelf:
 
 
 @pytest.fixture
-def kettle(shelf: Shelf) -> ApplianceModel:
-    return ApplianceModel("kettle", registry_path=str(shelf.registry), device="cpu")
+def kettle(shelf: Shelf) -> Kettle:
+    return Kettle(shelf)
+
+
+@pytest.fixture
+def versions(shelf: Shelf) -> Versions:
+    return Versions("kettle", lambda: Registry.load(shelf.registry), "cpu", lambda serving: None)

@@ -1,13 +1,18 @@
-"""A registry of kettle versions on disk, and an appliance replica without Ray around it."""
+"""A registry of kettle versions on disk, plans that name them, and an appliance replica without Ray around it."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+import itertools
 import json
 import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +20,17 @@ import safetensors.torch
 import torch
 
 from deployments.appliance import ApplianceModel
+from deployments.comparison import Comparison
 from deployments.contracts import InferenceRequest, InferenceResult
+from deployments.forward import Call, Forward
+from deployments.rollout_contracts import Demotion, Directive, Role, VersionCounts
+from deployments.rollout_plan import Canary, GuardBounds, RolloutPlan, Shadow
+from deployments.tally import Tally
+from deployments.versions import Serving, Versions
 from models.architectures import build
 from models.attribution import Attribution
+from models.loader import ModelOutput
+from models.registry import Registry
 
 WINDOW = 16
 FINAL_INDEX, PROVISIONAL_INDEX = 8, 14
@@ -76,26 +89,119 @@ class Shelf:
         self.artifact(version).write_bytes(content)
 
 
-async def settled(model: ApplianceModel) -> None:
-    """Until no deploy is under way."""
-    if model._swap_task is not None:
-        await asyncio.wait_for(model._swap_task, 20)
+def plan(
+    stable: str = "1.0.0", canary: str | None = None, shadow: str | None = None, percent: float = 100.0, **guard: Any
+) -> RolloutPlan:
+    """A canary answers for every building, unless told."""
+    return RolloutPlan(
+        stable,
+        canary=None if canary is None else Canary(canary, percent),
+        shadow=None if shadow is None else Shadow(shadow),
+        guard=GuardBounds(**guard),
+    )
 
 
-async def deploy(model: ApplianceModel, version: str) -> None:
-    await model.reconfigure({"model_version": version})
-    await settled(model)
+_numbers = itertools.count(1)
+
+
+def directive(
+    wanted: RolloutPlan, *, at_s: float = 0.0, of: Directive | None = None, demoted: bool = False
+) -> Directive:
+    """The next one; `of`: of the same plan as that one."""
+    number = next(_numbers)
+    demotion = Demotion(wanted.canary.version, "a test", 0.0) if demoted and wanted.canary else None
+    return Directive(number, of.plan_number if of else number, wanted, demotion, at_s)
+
+
+async def deploy(versions: Versions, wanted: RolloutPlan, **options: Any) -> Directive:
+    """Loads what the plan names, and serves it. Raises `VersionRefused`."""
+    order = directive(wanted, **options)
+    await versions.prepare(order)
+    assert versions.switch(order)
+    versions.current()
+    return order
+
+
+class Kettle:
+    """An ApplianceModel as its constructor leaves it, without Ray and without a coordinator."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.model = model = ApplianceModel.__new__(ApplianceModel)
+        model._appliance_id, model._device = "kettle", "cpu"
+        model._tally = Tally("kettle")
+        model._versions = Versions("kettle", lambda: Registry.load(shelf.registry), "cpu", model._begin)
+        model._follower = SimpleNamespace(nothing="", loading=False)  # type: ignore[assignment]
+        model._stable, model._canary = Forward("stable"), Forward("canary")
+        model._comparison = Comparison(model._tally)
+        model._live, model._plan_number = 0, None
+        # `serve.batch` reads the replica's context, which only Serve has: here every call is a batch of its own.
+        self.model._run_stable = lambda call: self._alone(self.stable, call)  # type: ignore[method-assign]
+        self.model._run_canary = lambda call: self._alone(self.canary, call)  # type: ignore[method-assign]
+
+    @property
+    def versions(self) -> Versions:
+        return self.model._versions
+
+    @property
+    def serving(self) -> Serving:
+        serving = self.versions.current()
+        assert serving is not None
+        return serving
+
+    def counts(self, role: Role) -> VersionCounts:
+        return dict(self.model._tally.counts).get(role, VersionCounts())
+
+    async def stable(self, *requests: InferenceRequest) -> list[InferenceResult]:
+        """The batch function itself."""
+        results: list[InferenceResult] = await ApplianceModel._run_stable.__wrapped__(self.model, calls(requests))
+        return results
+
+    async def canary(self, *requests: InferenceRequest) -> list[InferenceResult | None]:
+        results: list[InferenceResult | None] = await ApplianceModel._run_canary.__wrapped__(
+            self.model, calls(requests)
+        )
+        return results
+
+    async def compared(self) -> None:
+        """Until nothing waits to be compared."""
+        working = self.model._comparison._working
+        if working is not None:
+            await asyncio.wait_for(working, 20)
+
+    async def _alone(self, batch: Callable[..., Awaitable[list[Any]]], call: Call) -> Any:
+        (result,) = await batch(call[0])
+        return result
+
+
+def calls(requests: Iterable[InferenceRequest]) -> list[Call]:
+    return [(request, time.perf_counter()) for request in requests]
 
 
 def request(
-    window: object = None, attribution: Attribution = Attribution.FINAL, *, deadline_s: float | None = None
+    window: object = None,
+    attribution: Attribution = Attribution.FINAL,
+    *,
+    deadline_s: float | None = None,
+    building: str = "home-1",
 ) -> InferenceRequest:
     values = np.full(WINDOW, 0.5, dtype=np.float32) if window is None else np.asarray(window, dtype=np.float32)
-    return InferenceRequest(values, time.time() + 60 if deadline_s is None else deadline_s, attribution)
+    return InferenceRequest(building, values, time.time() + 60 if deadline_s is None else deadline_s, attribution)
 
 
-async def run_batch(model: ApplianceModel, *requests: InferenceRequest) -> list[InferenceResult]:
-    """The batch function itself: `serve.batch` around it reads the replica's context, which only Serve has."""
-    function = ApplianceModel._run_batch.__wrapped__
-    results: list[InferenceResult] = await function(model, [(r, time.perf_counter()) for r in requests])
-    return results
+def both(final: ModelOutput, provisional: ModelOutput | None = None) -> dict[Attribution, ModelOutput]:
+    return {Attribution.FINAL: final, Attribution.PROVISIONAL: final if provisional is None else provisional}
+
+
+def output(predicted_w: Any, on_probability: Any, spread_w: float = 10.0) -> ModelOutput:
+    """Outputs with intervals of +-spread and +-twice that."""
+    power = np.asarray(predicted_w, dtype=np.float32)
+    spreads = spread_w * np.array([[-1, 1], [-2, 2]], dtype=np.float32)
+    return ModelOutput(power, np.asarray(on_probability, dtype=np.float32), power[:, None, None] + spreads)
+
+
+async def freed(reference: weakref.ref[Any]) -> None:
+    """Until nobody holds it: the thread that made it may take a moment to end."""
+    async with asyncio.timeout(10):
+        while reference() is not None:
+            gc.collect()
+            await asyncio.sleep(0.005)

@@ -282,6 +282,7 @@ def rollout(appliance_id: str, **changes: Any) -> ApplianceRollout:
         "active": Directive(7, 7, RolloutPlan("1.0.0")),
         "preparing": None,
         "refused": None,
+        "refused_plan": None,
         "counts": (),
         "recent": (),
         "replicas": (),
@@ -293,7 +294,7 @@ class FakeCoordinator:
     """The real coordinator behind a handle; what it says of rollouts is given, and None is no answer."""
 
     def __init__(self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...]) -> None:
-        self.real = Coordinator(requests_per_minute, appliances)
+        self.real = Coordinator(requests_per_minute, appliances, persistence=SimpleNamespace())
         self.report, self.listen = Method(self.real.report), Method(self.real.listen)
         self.answer, self.ask = Method(self.real.answer), Method(self.real.ask)
         self.overview: RolloutOverview | None = RolloutOverview(tuple(rollout(name) for name in appliances), None, 0, 0)
@@ -301,6 +302,13 @@ class FakeCoordinator:
     @property
     def status(self) -> Method:
         return Method(self._status)
+
+    @property
+    def reload(self) -> Method:
+        return Method(self._reload)
+
+    async def _reload(self, wait_s: float) -> RolloutOverview:
+        return await self._status()
 
     async def _status(self) -> RolloutOverview:
         if self.overview is None:
