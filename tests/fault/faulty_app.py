@@ -47,7 +47,7 @@ class SometimesNaN(TemporalPoolingUNet):
         on_logit, power_w = super().forward(mains)
         # Constant mains, as in the warm-up, pass.
         chosen = (torch.rand(len(mains)) < NAN_SHARE) & (mains.std(1) > 0)
-        power_w[chosen] = torch.nan
+        on_logit[chosen] = power_w[chosen] = torch.nan
         return on_logit, power_w
 
 
