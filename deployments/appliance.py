@@ -68,6 +68,7 @@ class ApplianceModel:
         self._canary = Forward("canary")
         self._comparison = Comparison(self._tally)
         self._live = 0
+        self._logged_plan: int | None = None
         self._following = asyncio.create_task(self._follower.run())
         # A new replica takes no traffic until this returns, so it is warm before its first window.
         await self._follower.settled.wait()
@@ -153,8 +154,9 @@ class ApplianceModel:
             async with asyncio.timeout(CANARY_PATIENCE_S):
                 results: list[InferenceResult] = await self._canary.run(canary, calls)
         except Exception as error:
-            if not isinstance(error, TimeoutError):
+            if not isinstance(error, TimeoutError) and self._logged_plan != number:
                 logger.exception("%s: the canary failed", self._appliance_id)
+                self._logged_plan = number  # the counts say how often
             self._tally.failed(number, Role.CANARY, len(calls))
             return [None] * len(calls)
         bad = [isinstance(r, InferenceRefused) and r.reason is InferenceRefusal.BAD_OUTPUT for r in results]
