@@ -65,7 +65,7 @@ class ApplianceModel:
         self._canary = Forward("canary")
         self._comparison = Comparison(self._tally)
         self._live = 0
-        self._plan_number: int | None = None
+        self._logged_plan: int | None = None
         self._following = asyncio.create_task(self._follower.run())
         # A new replica takes no traffic until this returns, so it is warm before its first window.
         await self._follower.settled.wait()
@@ -74,10 +74,10 @@ class ApplianceModel:
             raise RuntimeError(f"{appliance_id} cannot serve: {self._follower.nothing}")
 
     def _begin(self, serving: Serving) -> None:
-        directive = serving.directive
-        if directive.plan_number != self._plan_number:
-            self._plan_number = directive.plan_number
-            self._tally.begin(directive.plan.guard.slow_ms)
+        self._tally.begin(serving.directive.plan_number, serving.directive.plan.guard.slow_ms)
+        if self._canary.busy:
+            # A canary that hangs keeps its thread for ever: the next one must not wait for it.
+            self._canary = self._canary.afresh()
         versions = ", ".join(f"{one.role} {one.model_version}" for one in serving.loaded)
         logger.info("%s serves %s", self._appliance_id, versions)
 
@@ -127,12 +127,13 @@ class ApplianceModel:
         if serving is None:
             return [InferenceRefused(InferenceRefusal.NO_MODEL, "no version is loaded") for _ in calls]
         results = await self._stable.run(serving.stable, calls)
-        self._count(Role.STABLE, calls, results)
+        number = serving.directive.plan_number
+        self._count(number, Role.STABLE, calls, results)
         shadow, plan = serving.models.get(Role.SHADOW), serving.directive.plan.shadow
         if shadow is not None and plan is not None:
             for (request, _), result in zip(calls, results, strict=True):
                 if isinstance(result, Inference) and random.random() < plan.sample:  # noqa: S311 - no secret
-                    self._compare(Answered(Role.SHADOW, request, result, shadow))
+                    self._compare(Answered(number, Role.SHADOW, request, result, shadow))
         return results
 
     @serve.batch(max_batch_size=MAX_BATCH_WINDOWS, batch_wait_timeout_s=0.0)
@@ -142,34 +143,36 @@ class ApplianceModel:
         canary = serving.models.get(Role.CANARY) if serving else None
         if serving is None or canary is None:
             return [None] * len(calls)  # demoted, while they waited
+        number = serving.directive.plan_number
         if self._canary.busy:  # with a batch that was given up
-            self._tally.failed(Role.CANARY, len(calls))
+            self._tally.failed(number, Role.CANARY, len(calls))
             return [None] * len(calls)
         try:
             async with asyncio.timeout(CANARY_PATIENCE_S):
                 results: list[InferenceResult] = await self._canary.run(canary, calls)
         except Exception as error:
-            if not isinstance(error, TimeoutError):
+            if not isinstance(error, TimeoutError) and self._logged_plan != number:
                 logger.exception("%s: the canary failed", self._appliance_id)
-            self._tally.failed(Role.CANARY, len(calls))
+                self._logged_plan = number  # the counts say how often
+            self._tally.failed(number, Role.CANARY, len(calls))
             return [None] * len(calls)
         bad = [isinstance(r, InferenceRefused) and r.reason is InferenceRefusal.BAD_OUTPUT for r in results]
-        self._tally.failed(Role.CANARY, sum(bad))
-        self._count(Role.CANARY, calls, results)
+        self._tally.failed(number, Role.CANARY, sum(bad))
+        self._count(number, Role.CANARY, calls, results)
         for (request, _), result in zip(calls, results, strict=True):
             if isinstance(result, Inference):
-                self._compare(Answered(Role.CANARY, request, result, serving.stable))
+                self._compare(Answered(number, Role.CANARY, request, result, serving.stable))
         return [None if failed else result for failed, result in zip(bad, results, strict=True)]
 
-    def _count(self, role: Role, calls: list[Call], results: list[InferenceResult]) -> None:
+    def _count(self, plan: int, role: Role, calls: list[Call], results: list[InferenceResult]) -> None:
         now = time.perf_counter()
         for (_, arrived), result in zip(calls, results, strict=True):
             if isinstance(result, Inference):
-                self._tally.ran(role, Said(result.predicted_w, result.on_probability), now - arrived)
+                self._tally.ran(plan, role, Said(result.predicted_w, result.on_probability), now - arrived)
 
     def _compare(self, answered: Answered) -> None:
         if answered.request.busy or self._live > BUSY_WINDOWS:
             self._comparison.drop_waiting()
-            self._tally.dropped(answered.role, 1)
+            self._tally.dropped(answered.plan, answered.role, 1)
         else:
             self._comparison.offer(answered)

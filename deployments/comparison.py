@@ -29,8 +29,12 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A window, its answer, and the version that is to run it again. `role` is the one that is judged."""
+    """A window, its answer, and the version that is to run it again.
 
+    `role` is the one that is judged; `plan` the number of the plan under which it was answered.
+    """
+
+    plan: int
     role: Role
     request: InferenceRequest
     answer: Inference
@@ -44,11 +48,12 @@ class Comparison:
         self._tally = tally
         self._queue: deque[Answered] = deque()
         self._working: asyncio.Task[None] | None = None
+        self._failing: set[str] = set()
 
     def offer(self, answered: Answered) -> None:
         """Takes the window, or drops it when too many wait."""
         if len(self._queue) >= QUEUE_WINDOWS:
-            self._tally.dropped(answered.role, 1)
+            self._tally.dropped(answered.plan, answered.role, 1)
             return
         self._queue.append(answered)
         if self._working is None or self._working.done():
@@ -57,7 +62,8 @@ class Comparison:
     def drop_waiting(self) -> None:
         """Live windows need the core: whatever waits here goes first."""
         while self._queue:
-            self._tally.dropped(self._queue.popleft().role, 1)
+            waiting = self._queue.popleft()
+            self._tally.dropped(waiting.plan, waiting.role, 1)
 
     async def _work(self) -> None:
         while self._queue:
@@ -65,13 +71,17 @@ class Comparison:
             batch: list[Answered] = []
             while self._queue and len(batch) < BATCH_WINDOWS and self._queue[0].other is first.other:
                 batch.append(self._queue.popleft())
+            version = first.other.entry.model_version
             try:
                 await self._compare(first.other, batch)
+                self._failing.discard(version)
             except Exception:
                 # A shadow may fail in any way; the next batch is another chance, and the counts say what happened.
-                logger.exception("comparing with %s failed", first.other.entry.model_version)
+                if version not in self._failing:  # said once: it may fail at every window for days
+                    logger.exception("comparing with %s failed", version)
+                self._failing.add(version)
                 if first.role is Role.SHADOW:
-                    self._tally.failed(Role.SHADOW, len(batch))
+                    self._tally.failed(first.plan, Role.SHADOW, len(batch))
 
     async def _compare(self, other: LoadedModel, batch: list[Answered]) -> None:
         windows = np.ascontiguousarray([one.request.window_kw for one in batch], dtype=np.float32)
@@ -85,8 +95,8 @@ class Comparison:
             shadow = one.role is Role.SHADOW
             if not np.isfinite(said).all():
                 if shadow:
-                    self._tally.failed(Role.SHADOW, 1)
+                    self._tally.failed(one.plan, Role.SHADOW, 1)
                 continue
             if shadow:
-                self._tally.ran(Role.SHADOW, said, forward_s)
-            self._tally.compared(one.role, *((said, answer) if shadow else (answer, said)))
+                self._tally.ran(one.plan, Role.SHADOW, said, forward_s)
+            self._tally.compared(one.plan, one.role, *((said, answer) if shadow else (answer, said)))

@@ -38,15 +38,20 @@ class ForwardStats:
 class Forward:
     """One thread: more would compete for the same core, and batches would be smaller."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stats: ForwardStats | None = None) -> None:
+        self._name = name
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._running: asyncio.Future[Mapping[Attribution, ModelOutput]] | None = None
-        self.stats = ForwardStats()
+        self.stats = stats or ForwardStats()
 
     @property
     def busy(self) -> bool:
         """Whether a batch still runs, one whose caller has given up included."""
         return self._running is not None and not self._running.done()
+
+    def afresh(self) -> Forward:
+        """Another one, with a thread of its own: what runs in this one may never end. Goes on with its figures."""
+        return Forward(self._name, self.stats)
 
     async def run(self, model: LoadedModel, calls: Sequence[Call]) -> list[InferenceResult]:
         """A result per call, in their order. Raises what the model raises."""
@@ -77,6 +82,8 @@ class Forward:
     async def _predict(self, model: LoadedModel, block: FloatArray) -> Mapping[Attribution, ModelOutput]:
         loop = asyncio.get_running_loop()
         self._running = loop.run_in_executor(self._thread, model.predict, block)
+        # If nobody waits any more when it fails, that is no fault to log.
+        self._running.add_done_callback(lambda done: done.cancelled() or done.exception())
         # Shielded: to cancel it would not end the pass, only make it look ended.
         return await asyncio.shield(self._running)
 

@@ -1,4 +1,7 @@
-"""Counts what each version of an appliance does, in the terms the guard judges by. Owns the sums of one replica."""
+"""Counts what each version of an appliance does, in the terms the guard judges by. Owns the sums of one replica.
+
+Everything counted names the plan under which it began: a batch that hung on the last canary is no fault of this one.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,20 @@ class Said(NamedTuple):
 
 
 class Tally:
-    """Since the plan began; `begin` starts anew."""
+    """Since the plan began; `begin` starts anew with another one."""
 
     def __init__(self, appliance_id: str) -> None:
         known = APPLIANCES.get(appliance_id)
         self._nameplate_w = float("inf") if known is None else known.max_power_w + NAMEPLATE_TOLERANCE_W
         self._counts: dict[Role, VersionCounts] = {}
         self._slow_s = float("inf")
+        self._plan: int | None = None
 
-    def begin(self, slow_ms: float) -> None:
-        """Everything from zero; a window that takes longer than `slow_ms` is slow."""
-        self._counts = {}
+    def begin(self, plan: int, slow_ms: float) -> None:
+        """Everything from zero, if this is a new plan; a window that takes longer than `slow_ms` is slow."""
+        if plan != self._plan:
+            self._counts = {}
+        self._plan = plan
         self._slow_s = slow_ms / 1000
 
     @property
@@ -39,9 +45,10 @@ class Tally:
         """By role."""
         return tuple(self._counts.items())
 
-    def ran(self, role: Role, said: Said, time_s: float) -> None:
+    def ran(self, plan: int, role: Role, said: Said, time_s: float) -> None:
         """One window that the version ran, `time_s` after it had arrived."""
         self._add(
+            plan,
             role,
             VersionCounts(
                 windows=1,
@@ -53,18 +60,19 @@ class Tally:
             ),
         )
 
-    def failed(self, role: Role, windows: int) -> None:
+    def failed(self, plan: int, role: Role, windows: int) -> None:
         """Windows that the version could not answer."""
-        self._add(role, VersionCounts(windows=windows, errors=windows))
+        self._add(plan, role, VersionCounts(windows=windows, errors=windows))
 
-    def dropped(self, role: Role, windows: int) -> None:
+    def dropped(self, plan: int, role: Role, windows: int) -> None:
         """Windows that there was no time to compare."""
-        self._add(role, VersionCounts(dropped=windows))
+        self._add(plan, role, VersionCounts(dropped=windows))
 
-    def compared(self, role: Role, said: Said, stable: Said) -> None:
+    def compared(self, plan: int, role: Role, said: Said, stable: Said) -> None:
         """One window that both the version and the stable one have run."""
         on, stable_on = said.on_probability >= ON_PROBABILITY, stable.on_probability >= ON_PROBABILITY
         self._add(
+            plan,
             role,
             VersionCounts(
                 compared=1,
@@ -75,5 +83,6 @@ class Tally:
             ),
         )
 
-    def _add(self, role: Role, added: VersionCounts) -> None:
-        self._counts[role] = self._counts.get(role, VersionCounts()) + added
+    def _add(self, plan: int, role: Role, added: VersionCounts) -> None:
+        if plan == self._plan:
+            self._counts[role] = self._counts.get(role, VersionCounts()) + added

@@ -133,7 +133,7 @@ class Kettle:
         model._follower = SimpleNamespace(nothing="", loading=False)  # type: ignore[assignment]
         model._stable, model._canary = Forward("stable"), Forward("canary")
         model._comparison = Comparison(model._tally)
-        model._live, model._plan_number = 0, None
+        model._live, model._logged_plan = 0, None
         # `serve.batch` reads the replica's context, which only Serve has: here every call is a batch of its own.
         self.model._run_stable = lambda call: self._alone(self.stable, call)  # type: ignore[method-assign]
         self.model._run_canary = lambda call: self._alone(self.canary, call)  # type: ignore[method-assign]
