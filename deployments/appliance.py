@@ -171,7 +171,7 @@ class ApplianceModel:
                 self._tally.ran(plan, role, Said(result.predicted_w, result.on_probability), now - arrived)
 
     def _compare(self, answered: Answered) -> None:
-        if answered.request.busy or self._live > BUSY_WINDOWS:
+        if self._live > BUSY_WINDOWS:
             self._comparison.drop_waiting()
             self._tally.dropped(answered.plan, answered.role, 1)
         else:

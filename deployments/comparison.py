@@ -18,12 +18,18 @@ from deployments.contracts import Inference, InferenceRequest
 from deployments.rollout_contracts import Role
 from deployments.tally import Said, Tally
 from deployments.versions import in_background
-from models.loader import LoadedModel
+from models.attribution import Attribution
+from models.loader import LoadedModel, ModelOutput
 
 QUEUE_WINDOWS = 128
 """Windows that may wait: more than that, and live traffic leaves no time for them."""
 BATCH_WINDOWS = 16
 """One pass is short, so that a live window that arrives meanwhile shares the core with it for a moment only."""
+STARVED = 0.5
+"""Of the time that a pass took, the part for which its thread had a core. Less, and the machine has no time to spare,
+wherever it is spent: in this process, or in the ingress and the proxy, which are the first to run out of it."""
+REST_S = 1.0
+"""After such a pass nothing is compared for as long."""
 logger = logging.getLogger("ray.serve")
 
 
@@ -49,10 +55,11 @@ class Comparison:
         self._queue: deque[Answered] = deque()
         self._working: asyncio.Task[None] | None = None
         self._failing: set[str] = set()
+        self._rests_until = 0.0
 
     def offer(self, answered: Answered) -> None:
-        """Takes the window, or drops it when too many wait."""
-        if len(self._queue) >= QUEUE_WINDOWS:
+        """Takes the window, or drops it when too many wait or there is no time to spare."""
+        if len(self._queue) >= QUEUE_WINDOWS or time.monotonic() < self._rests_until:
             self._tally.dropped(answered.plan, answered.role, 1)
             return
         self._queue.append(answered)
@@ -85,9 +92,16 @@ class Comparison:
 
     async def _compare(self, other: LoadedModel, batch: list[Answered]) -> None:
         windows = np.ascontiguousarray([one.request.window_kw for one in batch], dtype=np.float32)
-        started = time.perf_counter()
-        outputs = await in_background(lambda: other.predict(windows))
-        forward_s = time.perf_counter() - started
+
+        def predict() -> tuple[dict[Attribution, ModelOutput], float, float]:
+            started, started_cpu = time.perf_counter(), time.thread_time()
+            outputs = other.predict(windows)
+            return outputs, time.perf_counter() - started, time.thread_time() - started_cpu
+
+        outputs, forward_s, core_s = await in_background(predict)
+        if core_s < STARVED * forward_s:
+            self._rests_until = time.monotonic() + REST_S
+            self.drop_waiting()
         for position, one in enumerate(batch):
             output = outputs[one.request.attribution]
             said = Said(float(output.predicted_w[position]), float(output.on_probability[position]))
