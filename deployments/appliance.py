@@ -11,7 +11,6 @@ import asyncio
 import logging
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,10 +28,10 @@ from deployments.contracts import (
 )
 from deployments.follower import Follower
 from deployments.forward import Call, Forward
+from deployments.registry_source import registry_source
 from deployments.rollout_contracts import Role
 from deployments.tally import Said, Tally
 from deployments.versions import Serving, Versions
-from models.registry import Registry
 
 MAX_BATCH_WINDOWS = 64
 CANARY_PATIENCE_S = 2.0
@@ -45,20 +44,18 @@ logger = logging.getLogger("ray.serve")
 class ApplianceModel:
     """Runs the windows of one appliance.
 
-    `coordinator`: the handle whose orders it follows. `registry_path`: another registry than the packaged one.
-    `device`: "cpu", "cuda" or "auto" (a GPU if there is one).
+    `coordinator`: the handle whose orders it follows. `device`: "cpu", "cuda" or "auto" (a GPU if there is one).
     """
 
     async def __init__(  # type: ignore[misc]
-        self, appliance_id: str, coordinator: Any, registry_path: str | None = None, device: str = "auto"
+        self, appliance_id: str, coordinator: Any, device: str = "auto"
     ) -> None:
         # One thread a replica: several replicas share the machine, and torch's own pool would fight them.
         torch.set_num_threads(1)
         self._appliance_id = appliance_id
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._tally = Tally(appliance_id)
-        path = Path(registry_path) if registry_path else None
-        self._versions = Versions(appliance_id, lambda: Registry.load(path), self._device, self._begin)
+        self._versions = Versions(appliance_id, registry_source(), self._device, self._begin)
         context = ray.get_runtime_context()
         replica = serve.get_replica_context().replica_id.unique_id
         self._follower = Follower(
@@ -174,7 +171,7 @@ class ApplianceModel:
                 self._tally.ran(plan, role, Said(result.predicted_w, result.on_probability), now - arrived)
 
     def _compare(self, answered: Answered) -> None:
-        if self._live > BUSY_WINDOWS:
+        if answered.request.busy or self._live > BUSY_WINDOWS:
             self._comparison.drop_waiting()
             self._tally.dropped(answered.plan, answered.role, 1)
         else:

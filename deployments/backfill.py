@@ -24,10 +24,12 @@ from models.registry import RegistryEntry
 from models.signal import W_PER_KW, complete_windows, sliding_windows
 
 ATTRIBUTION = Attribution.FINAL
-"""The past has both sides of every instant; a provisional answer would say less."""
+"""Of a backfill: the past has both sides of every instant; a provisional answer would say less."""
 USER_ID = "backfill"
 """Stored as the caller of these predictions."""
 BATCH_WINDOWS = 64
+SAMPLE_PERIOD_S = 60.0
+"""Of the models it can run: stored readings are put together to minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +42,15 @@ class Stretch:
     start_ns: int
     stop_ns: int
 
-    def query(self, entry: RegistryEntry) -> MinutesQuery:
+    def query(self, entry: RegistryEntry, attribution: Attribution = ATTRIBUTION) -> MinutesQuery:
         """What must be read for it: the mains reach as far beyond its ends as the window beyond its output."""
-        index = entry.sample_indices[ATTRIBUTION]
+        index = entry.sample_indices[attribution]
         ahead = entry.input_window_size - 1 - index
         return MinutesQuery(
             building_id=self.building_id,
             appliance_id=self.appliance_id,
             model_version=self.model_version,
-            attribution=ATTRIBUTION,
+            attribution=attribution,
             start_ns=self.start_ns,
             stop_ns=self.stop_ns,
             mains_start_ns=self.start_ns - index * MINUTE_NS,
@@ -85,7 +87,7 @@ class Pending:
 
 def pending(query: MinutesQuery, entry: RegistryEntry, stored: StoredMinutes) -> Pending:
     """Compare what there is with what should be."""
-    index = entry.sample_indices[ATTRIBUTION]
+    index = entry.sample_indices[query.attribution]
     mains_kw = np.full((query.mains_stop_ns - query.mains_start_ns) // MINUTE_NS, np.nan)
     mains_kw[(stored.mains_ns - query.mains_start_ns) // MINUTE_NS] = stored.mains_kw
     series_kw = mains_kw.astype(np.float32)
@@ -108,7 +110,7 @@ def predict(model: LoadedModel, query: MinutesQuery, minutes: Pending, request_i
     for begin in range(0, len(minutes.time_ns), BATCH_WINDOWS):
         part = slice(begin, begin + BATCH_WINDOWS)
         started = time.perf_counter()
-        output = model.predict(np.ascontiguousarray(minutes.windows_kw[part]))[ATTRIBUTION]
+        output = model.predict(np.ascontiguousarray(minutes.windows_kw[part]))[query.attribution]
         forward_ms = 1000.0 * (time.perf_counter() - started)
         for n, (predicted_w, probability) in enumerate(
             zip(output.predicted_w.tolist(), output.on_probability.tolist(), strict=True), start=begin
@@ -119,7 +121,7 @@ def predict(model: LoadedModel, query: MinutesQuery, minutes: Pending, request_i
                 building_id=query.building_id,
                 appliance_id=query.appliance_id,
                 model_version=model.entry.model_version,
-                attribution=ATTRIBUTION.value,
+                attribution=query.attribution.value,
                 time_ns=int(minutes.time_ns[n]),
                 predicted_kw=predicted_w / W_PER_KW,
                 confidence=probability,

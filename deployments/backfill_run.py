@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray.data
@@ -24,8 +23,10 @@ from ray.serve.exceptions import RayServeException
 from deployments.backfill import Stretch, pending, predict
 from deployments.contracts import NotPersisted, PersistFailure, PredictionPoint, RecordSet
 from deployments.history_contracts import HistoryFailed, StoredMinutes
-from models.loader import ArtifactRefused, LoadedModel, load_verified
-from models.registry import Registry, RegistryError
+from deployments.registry_source import registry_source
+from models.loader import LoadedModel, load_verified
+from models.refusal import ArtifactRefused
+from models.registry import RegistryError
 
 COMMIT_POINTS = 240
 """Rows of one write: some 25 ms in the embedded store, which is what a live prediction may have to wait longer."""
@@ -62,11 +63,11 @@ class BackfillFailed(Exception):
 class StretchWorker:
     """Ray Data's worker: one stretch a call, as rows of a data set."""
 
-    def __init__(self, application: str, registry_path: str | None, request_id: str) -> None:
+    def __init__(self, application: str, request_id: str) -> None:
         _give_way()
         self._history = serve.get_deployment_handle("history", application)
         self._persistence = serve.get_deployment_handle("persistence", application)
-        self._registry_path = Path(registry_path) if registry_path else None
+        self._source = registry_source()
         self._request_id = request_id
         self._models: dict[tuple[str, str], LoadedModel] = {}
 
@@ -110,8 +111,9 @@ class StretchWorker:
     def _model(self, appliance_id: str, version: str) -> LoadedModel:
         key = (appliance_id, version)
         if key not in self._models:
-            registry = Registry.load(self._registry_path)
-            self._models[key] = load_verified(registry.resolve(appliance_id, version), registry.root)
+            registry = self._source.registry()
+            entry = registry.resolve(appliance_id, version)
+            self._models[key] = load_verified(entry, self._source.fetch(entry, registry))
         return self._models[key]
 
     def _write(self, points: tuple[PredictionPoint, ...]) -> int:
@@ -163,7 +165,6 @@ def _give_way() -> None:
 def run(
     work: Sequence[Stretch],
     application: str,
-    registry_path: Path | None,
     request_id: str,
     workers: int = 1,
 ) -> Iterator[StretchDone]:
@@ -176,7 +177,7 @@ def run(
     rows = ray.data.from_items([asdict(stretch) for stretch in work], override_num_blocks=len(work))
     done = rows.map(
         StretchWorker,  # type: ignore[arg-type]  # a class, of which Ray makes an instance in each worker
-        fn_constructor_args=(application, str(registry_path) if registry_path else None, request_id),
+        fn_constructor_args=(application, request_id),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=WORKER_CPUS,
         ray_remote_args_fn=lambda: {"max_restarts": WORKER_RESTARTS, "max_task_retries": WORKER_RESTARTS},

@@ -35,6 +35,8 @@ class InferenceRequest:
     window_kw: WindowKw
     deadline_s: float
     attribution: Attribution = Attribution.FINAL
+    busy: bool = False
+    """Many requests wait: nothing is to be done with this window but to answer it."""
 
 
 @dataclass(frozen=True, slots=True)

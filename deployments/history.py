@@ -20,7 +20,15 @@ import orjson
 
 from deployments.analytics.answers import document
 from deployments.analytics.spans import MINUTE_NS, Span
-from deployments.history_contracts import HistoryAnswer, HistoryFailed, HistoryQuery, MinutesQuery, StoredMinutes
+from deployments.contracts import PredictionPoint
+from deployments.history_contracts import (
+    HistoryAnswer,
+    HistoryFailed,
+    HistoryQuery,
+    MinutesQuery,
+    RequestQuery,
+    StoredMinutes,
+)
 from deployments.journal_contracts import JournalEntry
 from deployments.stores import HistoryReader, StoreConfig, StoreUnavailable, open_history
 
@@ -49,6 +57,10 @@ class HistoryReplica:
         """What a backfill needs to know."""
         return await self._in_thread(minutes, query)
 
+    async def predictions_of(self, query: RequestQuery) -> tuple[PredictionPoint, ...] | HistoryFailed:
+        """The points of one request, see `HistoryReader.predictions_of`; may take seconds, for an operator only."""
+        return await self._in_thread(predictions_of, query)
+
     async def journal(self, limit: int) -> tuple[JournalEntry, ...] | HistoryFailed:
         """What happened to rollouts: the latest `limit` entries, at least one, newest first."""
         return await self._in_thread(journal, limit)
@@ -70,6 +82,11 @@ def minutes(reader: HistoryReader, query: MinutesQuery) -> StoredMinutes:
     wanted = (query.model_version, query.attribution)
     stored = [one.buckets.time_ns for one in series if (one.model_version, one.attribution) == wanted]
     return StoredMinutes(mains.time_ns, mains.mean_kw, np.concatenate(stored) if stored else np.empty(0, np.int64))
+
+
+def predictions_of(reader: HistoryReader, query: RequestQuery) -> tuple[PredictionPoint, ...]:
+    """See `HistoryReplica.predictions_of`. Raises StoreUnavailable."""
+    return tuple(reader.predictions_of(query.request_id, query.start_ns, query.stop_ns))
 
 
 def journal(reader: HistoryReader, limit: int) -> tuple[JournalEntry, ...]:

@@ -84,6 +84,15 @@ class MinutesQuery:
     mains_stop_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class RequestQuery:
+    """What was stored for one request, of instants from `start_ns` up to `stop_ns`."""
+
+    request_id: str
+    start_ns: int
+    stop_ns: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredMinutes:
     """Minutes by their start, int64: those with a mean of the mains, kW, float64; those with a prediction."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
+from deployments.registry_source import registry_source
 from deployments.rollout_contracts import Offer, OfferOutcome
 from deployments.rollout_plan import PlanRefused, check_against, read_plans
-from models.registry import Registry, RegistryError
+from models.registry import RegistryError
 
 OFFER_WAIT_S = 10.0
 """How long a deploy waits for its outcome. A newer one waits behind it, so a load that hangs must not hold it up."""
@@ -33,12 +33,12 @@ class RolloutRefused(Exception):
 
 
 class RolloutGate:
-    """`coordinator`: its handle. `appliances`: each must have a plan. `registry_path`: as the replicas have it."""
+    """`coordinator`: its handle. `appliances`: each must have a plan."""
 
-    def __init__(self, coordinator: Any, appliances: tuple[str, ...], registry_path: str | None = None) -> None:
+    def __init__(self, coordinator: Any, appliances: tuple[str, ...]) -> None:
         self._coordinator = coordinator
         self._appliances = appliances
-        self._registry_path = Path(registry_path) if registry_path else None
+        self._source = registry_source()
         self._refused = ""
         self._repeating: asyncio.Task[None] | None = None
 
@@ -51,7 +51,7 @@ class RolloutGate:
             user_config = {key: value for key, value in user_config.items() if key != ATTEMPT_KEY}
         try:
             plans = read_plans(user_config, self._appliances)
-            check_against(await asyncio.to_thread(Registry.load, self._registry_path), plans)
+            check_against(await asyncio.to_thread(self._source.registry), plans)
         except (PlanRefused, RegistryError) as error:
             await self._tell_refusal(str(error), json.dumps(user_config, default=str))
             raise RolloutRefused(str(error)) from None

@@ -19,8 +19,10 @@ from typing import TypeVar
 from deployments.contracts import RefusedVersion
 from deployments.rollout_contracts import Directive, LoadedVersion, Role
 from deployments.rollout_plan import PlanRefused, check_against, is_canary
-from models.loader import ArtifactRefused, LoadedModel, load_verified
+from models.loader import LoadedModel, load_verified
+from models.refusal import ArtifactRefused
 from models.registry import Registry, RegistryEntry, RegistryError
+from models.source import RegistrySource
 
 Result = TypeVar("Result")
 BACKGROUND_NICE = 10
@@ -69,19 +71,18 @@ class Serving:
 class Versions:
     """Of one replica.
 
-    `read_registry` gives the registry as it is now; it may block, and raise RegistryError. `switched` is told what
-    serves from now on.
+    `switched` is told what serves from now on.
     """
 
     def __init__(
         self,
         appliance_id: str,
-        read_registry: Callable[[], Registry],
+        source: RegistrySource,
         device: str,
         switched: Callable[[Serving], None],
     ) -> None:
         self._appliance_id = appliance_id
-        self._read_registry = read_registry
+        self._source = source
         self._device = device
         self._switched = switched
         self._serving: Serving | None = None
@@ -137,7 +138,10 @@ class Versions:
         if plan.shadow is not None:
             wanted[Role.SHADOW] = plan.shadow.version
         try:
-            registry = self._read_registry()
+            registry = self._source.registry()
+        except RegistryError as error:
+            raise VersionRefused(RefusedVersion(", ".join(wanted.values()), "no_registry", str(error))) from error
+        try:
             entries = {role: registry.resolve(self._appliance_id, version) for role, version in wanted.items()}
             check_against(registry, {self._appliance_id: plan})
         except (RegistryError, PlanRefused) as error:
@@ -154,9 +158,12 @@ class Versions:
 
     def _load_one(self, entry: RegistryEntry, registry: Registry) -> LoadedModel:
         try:
-            return load_verified(entry, registry.root, self._device)
+            return load_verified(entry, self._source.fetch(entry, registry), self._device)
         except ArtifactRefused as error:
             refused = RefusedVersion(entry.model_version, str(error.reason), _one_line(error.detail))
+            raise VersionRefused(refused) from error
+        except RegistryError as error:
+            refused = RefusedVersion(entry.model_version, "not_fetched", _one_line(str(error)))
             raise VersionRefused(refused) from error
         except Exception as error:
             # An architecture may fail in any way; whatever it is must not stop the version that serves.

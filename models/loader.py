@@ -23,6 +23,7 @@ import torch
 
 from models.architectures import ArchitectureError, SequenceModel, build
 from models.attribution import Attribution
+from models.refusal import ArtifactRefusal, ArtifactRefused
 from models.registry import RegistryEntry
 from models.signal import W_PER_KW, kw_to_w, normalise
 
@@ -33,32 +34,6 @@ GOLDEN_TOLERANCE_PROBABILITY = 1e-3
 """Convolutions sum in another order on another CPU or on a GPU; a wrong model differs by far more than this."""
 
 WARM_UP_WINDOWS = 2
-
-
-class ArtifactRefusal(StrEnum):
-    """The step that failed."""
-
-    ARTIFACT_MISSING = "artifact_missing"
-    SHA256_MISMATCH = "sha256_mismatch"
-    NOT_SAFETENSORS = "not_safetensors"
-    UNKNOWN_ARCHITECTURE = "unknown_architecture"
-    WEIGHTS_MISMATCH = "weights_mismatch"
-    WEIGHTS_NOT_FINITE = "weights_not_finite"
-    WARM_UP_FAILED = "warm_up_failed"
-    GOLDEN_MISSING = "golden_missing"
-    GOLDEN_MISMATCH = "golden_mismatch"
-
-
-class ArtifactRefused(Exception):
-    """The artifact must not serve. Picklable: both arguments are `args`."""
-
-    def __init__(self, reason: ArtifactRefusal, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = ArtifactRefusal(reason)
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason.value}: {self.detail}"
 
 
 class GoldenCheck(StrEnum):

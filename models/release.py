@@ -19,7 +19,8 @@ from pathlib import Path
 from models.card import EXAMPLE_DAY_NAME, RELIABILITY_NAME, SECTIONS, card
 from models.figures import metrics_errors, obstacles
 from models.files import write_atomically
-from models.loader import ArtifactRefused, load_verified
+from models.loader import load_verified
+from models.refusal import ArtifactRefused
 from models.registry import Registry, RegistryEntry, RegistryError, registry_text
 
 REGISTRY_NAME = "registry.json"

@@ -32,7 +32,6 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     appliances: list[ApplianceName] = Field(min_length=1, description="One deployment each, named by it")
-    registry_path: str | None = Field(default=None, description="Another registry than the packaged one")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
 
@@ -48,10 +47,7 @@ def build(args: AppArgs) -> Application:
     coordinator_deployment: Deployment = serve.deployment(name="coordinator")(Coordinator)
     coordinator = coordinator_deployment.bind(settings.requests_per_minute, tuple(names), persistence)
     model: Deployment = serve.deployment()(ApplianceModel)
-    appliances = {
-        name: model.options(name=name).bind(name, coordinator, registry_path=args.registry_path, device=args.device)
-        for name in names
-    }
+    appliances = {name: model.options(name=name).bind(name, coordinator, device=args.device) for name in names}
     gate: Deployment = serve.deployment(name="rollout")(RolloutGate)
     history: Deployment = serve.deployment(name="history")(HistoryReplica)
     ingress: Deployment = serve.deployment(name="ingress")(Ingress)
@@ -60,7 +56,6 @@ def build(args: AppArgs) -> Application:
         persistence,
         history.bind(settings.store_config()),
         coordinator,
-        gate.bind(coordinator, tuple(names), registry_path=args.registry_path),
-        registry_path=args.registry_path,
+        gate.bind(coordinator, tuple(names)),
     )
     return application

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,15 +25,51 @@ from serve_app.logs import LOGGER_NAME
 from serve_app.problems import FieldError, Problem, Problems
 
 _logger = logging.getLogger(LOGGER_NAME)
+BUSY_WINDOWS = 32
+"""Far below what an ingress takes before it refuses, 256 requests: shadows go first. At 40 requests a second three
+are in flight."""
 MAX_ATTEMPTS = 3
 """Inference has no effects, so a call lost with its replica is made again; more would only add load."""
 
 
+class InFlight:
+    """The windows of one ingress replica that models have not answered yet."""
+
+    def __init__(self) -> None:
+        self._windows = 0
+
+    @property
+    def many(self) -> bool:
+        """Whether the service is short of time."""
+        return self._windows > BUSY_WINDOWS
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """One more, inside."""
+        self._windows += 1
+        try:
+            yield
+        finally:
+            self._windows -= 1
+
+
 async def run_window(
-    handle: Any, building_id: str, window_kw: WindowKw, attribution: Attribution, deadline_s: float
+    handle: Any,
+    building_id: str,
+    window_kw: WindowKw,
+    attribution: Attribution,
+    deadline_s: float,
+    in_flight: InFlight,
 ) -> Inference:
     """One window of a building through one appliance deployment. Raises Problem."""
-    request = InferenceRequest(building_id, np.asarray(window_kw, dtype=np.float32), deadline_s, attribution)
+    window = np.asarray(window_kw, dtype=np.float32)
+    with in_flight.one():
+        request = InferenceRequest(building_id, window, deadline_s, attribution, busy=in_flight.many)
+        return await _answer(handle, request)
+
+
+async def _answer(handle: Any, request: InferenceRequest) -> Inference:
+    deadline_s = request.deadline_s
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.time())):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 from ray import serve
 
-from models.registry import Registry
+from deployments.registry_source import registry_source
 from serve_app.access.cache_control import CacheControl, answers_of
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.wiring import build_grants, build_verifier
@@ -40,7 +39,6 @@ class Ingress:
         history: Any,
         coordinator: Any,
         rollout: Any,
-        registry_path: str | None = None,
     ) -> None:
         # `rollout` talks to the coordinator by itself; it is named here so that Serve starts it.
         disable_created_metrics()  # a `_created` twin of every counter would double the series for nothing
@@ -52,7 +50,7 @@ class Ingress:
         quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)
         replica = serve.get_replica_context().replica_id.unique_id
         self._catalogue = catalogue
-        known_models = KnownModels(lambda: Registry.load(Path(registry_path) if registry_path else None))
+        known_models = KnownModels(registry_source().registry)
         answering = {**answers_of(grants), **known_models.answering()}
         self._listener = Listener(coordinator, replica, answering, lambda: grants.invalidate(None), logger)
         asker = Asker(coordinator, replica)

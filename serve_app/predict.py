@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ from serve_app.access.principal import Principal
 from serve_app.catalogue import Catalogue
 from serve_app.disaggregation import WindowPlan, plan_windows, reconcile
 from serve_app.idempotency import Reply, keyed_request, run_once, store_reply
-from serve_app.inference import run_window
+from serve_app.inference import InFlight, run_window
 from serve_app.instants import from_ns, to_ns
 from serve_app.middleware import RequestContext
 from serve_app.problems import FieldError, Problem, Problems
@@ -57,6 +57,7 @@ class Predictor:
     store: StoreClient
     catalogue: Catalogue
     grants: GrantCache
+    in_flight: InFlight = field(default_factory=InFlight)
 
     async def infer(
         self, body: InferRequest, principal: Principal, context: RequestContext, key: str | None = None
@@ -78,7 +79,9 @@ class Predictor:
         context = call.context
         window = np.asarray(body.window, dtype=np.float32)
         with context.timed("infer"):
-            inference = await run_window(handle, body.building_id, window, body.attribution, context.deadline_s)
+            inference = await run_window(
+                handle, body.building_id, window, body.attribution, context.deadline_s, self.in_flight
+            )
         context.stages_ms["queue"] = inference.queue_ms
         context.labels["appliance"] = body.appliance_id
         context.labels["model_version"] = inference.model_version
@@ -199,7 +202,14 @@ class Predictor:
     ) -> dict[str, Inference]:
         names = [name for name in plan.slices if name in allowed]
         calls = [
-            run_window(self.appliances[a], body.building_id, window[plan.slices[a]], body.attribution, deadline_s)
+            run_window(
+                self.appliances[a],
+                body.building_id,
+                window[plan.slices[a]],
+                body.attribution,
+                deadline_s,
+                self.in_flight,
+            )
             for a in names
         ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)

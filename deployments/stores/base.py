@@ -5,12 +5,12 @@ All methods may be called from several threads at once: predictions and readings
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import Span
-from deployments.contracts import KeyedRequest, NotPersisted, RecordSet, StoredReply
+from deployments.contracts import KeyedRequest, NotPersisted, PredictionPoint, RecordSet, StoredReply
 from deployments.journal_contracts import JournalEntry
 
 KEY_KEPT_S = 24 * 3600
@@ -19,6 +19,9 @@ KEY_KEPT_S = 24 * 3600
 
 MAX_BUILDINGS = 1000
 """Listed at once."""
+
+MAX_REQUEST_POINTS = 100
+"""Given of one request id: a request stores one point an appliance, but a backfill's id is on all that it made."""
 
 WriteOutcome = StoredReply | NotPersisted | None
 """Of one record set: None where it is durable; `StoredReply` where its key was completed before, nothing written."""
@@ -68,6 +71,15 @@ class PredictionStore(Protocol):
         ...
 
 
+def first_of_request(points: Iterable[PredictionPoint]) -> list[PredictionPoint]:
+    """In the order of `HistoryReader.predictions_of`, and no more than it gives."""
+
+    def order(point: PredictionPoint) -> tuple[int, str, str, str, str]:
+        return point.time_ns, point.building_id, point.appliance_id, point.model_version, point.attribution
+
+    return sorted(points, key=order)[:MAX_REQUEST_POINTS]
+
+
 class HistoryReader(Protocol):
     """Reads what a store holds. Blocking, and safe to call from several threads. Every call raises StoreUnavailable.
 
@@ -84,6 +96,12 @@ class HistoryReader(Protocol):
 
     def latest(self, building_ids: tuple[str, ...] | None) -> list[Latest]:
         """When these buildings, or all, were last heard of; sorted, the first `MAX_BUILDINGS` that have any row."""
+        ...
+
+    def predictions_of(self, request_id: str, start_ns: int, stop_ns: int) -> list[PredictionPoint]:
+        """The points of [start, stop) that were stored for this request, by time, building, appliance, version and
+        attribution; the first `MAX_REQUEST_POINTS`. Nothing is indexed by it: this reads all points of the range.
+        """
         ...
 
     def journal(self, limit: int) -> list[JournalEntry]:

@@ -27,7 +27,8 @@ TIME_NS_MIN = -(2**63) + QUARTER_NS
 TIME_NS_MAX = 2**63 - 1 - QUARTER_NS
 """InfluxDB keeps the ends of the int64 range for itself, and the quarter of an hour around a point must fit too."""
 
-_TAGS = ("building_id", "appliance_id", "model_version", "attribution")
+TAGS = ("building_id", "appliance_id", "model_version", "attribution")
+"""Of a prediction: with its time, its identity."""
 _TEXT_FIELDS = ("request_id", "user_id", "artifact_sha256")
 _NUMBERS = ("predicted_kw", "confidence", "aggregate_kw", "latency_ms")
 
@@ -63,7 +64,7 @@ def _record_set_problem(record_set: RecordSet) -> str | None:
             return problem
     if not record_set.points:
         return None
-    identities = {(*(getattr(p, tag) for tag in _TAGS), p.time_ns) for p in record_set.points}
+    identities = {(*(getattr(p, tag) for tag in TAGS), p.time_ns) for p in record_set.points}
     if len(identities) != len(record_set.points):
         # One of the two would overwrite the other and be lost without a word.
         return "two points of the record set have the same identity"
@@ -71,8 +72,8 @@ def _record_set_problem(record_set: RecordSet) -> str | None:
 
 
 def _point_problem(point: PredictionPoint) -> str | None:
-    for name in (*_TAGS, *_TEXT_FIELDS):
-        problem = _text_problem(name, getattr(point, name), is_tag=name in _TAGS)
+    for name in (*TAGS, *_TEXT_FIELDS):
+        problem = _text_problem(name, getattr(point, name), is_tag=name in TAGS)
         if problem is not None:
             return problem
     for name in _NUMBERS:

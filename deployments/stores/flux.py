@@ -64,7 +64,18 @@ _OF_A_KEY = """
   |> filter(fn: (r) => r._measurement == "idempotent_reply" and r.shard == shard)
   |> filter(fn: (r) => r._time == time(v: start_ns) or r._time == time(v: last_ns))
 """
-# The instant as an integer: the client's own datetimes end at microseconds, and it is the identity of an entry.
+# Instants as integers: the client's own datetimes end at microseconds, and an instant is part of an identity.
+_OF_A_REQUEST = """
+  |> filter(fn: (r) => r._measurement == "prediction" and r._field == "request_id")
+  |> filter(fn: (r) => r._value == request_id)
+  |> group()
+  |> sort(columns: ["_time", "building_id", "appliance_id", "model_version", "attribution"])
+  |> limit(n: at_most)
+  |> map(fn: (r) => ({time_ns: int(v: r._time), building_id: r.building_id}))
+"""
+_ALL_FIELDS_OF_PREDICTIONS = """
+  |> filter(fn: (r) => r._measurement == "prediction" and r.building_id == building_id)
+"""
 _JOURNAL = """
   |> filter(fn: (r) => r._measurement == "rollout" and r._field == "document")
   |> group()
@@ -85,6 +96,8 @@ LAST_READINGS = _BETWEEN + _READINGS + _LAST
 LAST_PREDICTIONS = _BETWEEN + _PREDICTIONS + _LAST
 LAST_READING = _BETWEEN + _READINGS + _OF_ONE_BUILDING + _LAST
 LAST_PREDICTION = _BETWEEN + _PREDICTIONS + _OF_ONE_BUILDING + _LAST
+REQUEST_INSTANTS = _BETWEEN + _OF_A_REQUEST
+PREDICTION_FIELDS = _BETWEEN + _ALL_FIELDS_OF_PREDICTIONS
 JOURNAL = _BETWEEN + _JOURNAL
 
 
@@ -139,6 +152,18 @@ def recall_key(bucket: str, shard: str, first_ns: int, last_ns: int) -> FluxQuer
         "stop_ns": last_ns + 1,
     }
     return FluxQuery(RECALL_KEY, parameters)
+
+
+def request_instants(bucket: str, request_id: str, start_ns: int, stop_ns: int, at_most: int) -> FluxQuery:
+    """Where a request's points are: `time_ns` and `building_id` of each, in order."""
+    between: dict[str, Parameter] = {"start_ns": start_ns, "stop_ns": stop_ns}
+    return FluxQuery(REQUEST_INSTANTS, {**between, "bucket": bucket, "request_id": request_id, "at_most": at_most})
+
+
+def prediction_fields(bucket: str, building_id: str, time_ns: int) -> FluxQuery:
+    """All fields of all of a building's predictions of one instant, a record each."""
+    instant: dict[str, Parameter] = {"start_ns": time_ns, "stop_ns": time_ns + 1}
+    return FluxQuery(PREDICTION_FIELDS, {**instant, "bucket": bucket, "building_id": building_id})
 
 
 def journal(bucket: str, start_ns: int, stop_ns: int, at_most: int) -> FluxQuery:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import DAY_NS, Span
+from deployments.contracts import PredictionPoint
 from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.stores import flux
-from deployments.stores.base import MAX_BUILDINGS
+from deployments.stores.base import MAX_BUILDINGS, MAX_REQUEST_POINTS, first_of_request
+from deployments.stores.checks import TAGS
 from deployments.stores.influx_connection import InfluxConnection
 
 Record = Mapping[str, object]
@@ -81,6 +84,30 @@ class InfluxHistory:
         known = readings.keys() | predictions.keys()
         found = sorted(known if building_ids is None else known & set(building_ids))[:MAX_BUILDINGS]
         return [Latest(one, readings.get(one), dict(sorted(predictions.get(one, {}).items()))) for one in found]
+
+    def predictions_of(self, request_id: str, start_ns: int, stop_ns: int) -> list[PredictionPoint]:
+        """See `HistoryReader.predictions_of`: first where its points are, then all fields of those instants."""
+        query = flux.request_instants(self._bucket, request_id, start_ns, stop_ns, MAX_REQUEST_POINTS)
+        records = self._connection.query(query, self._bucket)
+        instants = dict.fromkeys((str(record["building_id"]), cast(int, record["time_ns"])) for record in records)
+        found = (
+            point
+            for building_id, time_ns in instants
+            for point in self._at(building_id, time_ns)
+            if point.request_id == request_id
+        )
+        return first_of_request(found)
+
+    def _at(self, building_id: str, time_ns: int) -> list[PredictionPoint]:
+        records = self._connection.query(flux.prediction_fields(self._bucket, building_id, time_ns), self._bucket)
+        found: dict[tuple[str, ...], dict[str, Any]] = {}
+        for record in records:
+            tags = {name: str(record[name]) for name in TAGS}
+            point = found.setdefault(tuple(tags.values()), {**tags, "time_ns": time_ns})
+            point[str(record["_field"])] = record["_value"]
+        names = {field.name for field in fields(PredictionPoint)}
+        # One that lacks a field, or has another, was not written by us.
+        return [PredictionPoint(**values) for values in found.values() if values.keys() == names]
 
     def journal(self, limit: int) -> list[JournalEntry]:
         """See `HistoryReader.journal`; looks `JOURNAL_WITHIN_NS` back, and no further than its bucket keeps points."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 from deployments.analytics.series import BucketSeries, Latest, PredictionSeries
 from deployments.analytics.spans import QUARTER_NS, Span
+from deployments.contracts import PredictionPoint
 from deployments.journal_contracts import JournalEntry, JournalKind
-from deployments.stores.base import MAX_BUILDINGS
+from deployments.stores.base import MAX_BUILDINGS, MAX_REQUEST_POINTS, first_of_request
 from deployments.stores.sqlite import read_rows
 from deployments.stores.sqlite_schema import APPLIANCES_SQL
 
@@ -65,6 +67,15 @@ SELECT coalesce(
   (SELECT max(time_ns) FROM prediction_quarter WHERE building_id = :building_id AND appliance_id = :appliance_id))
 """
 _BUILDINGS = "SELECT building_id FROM building_revision ORDER BY building_id LIMIT ?"
+# For one series: the primary key has no time without it, and an index of request ids would be paid for by every write.
+_OF_REQUEST = f"""
+SELECT {", ".join(field.name for field in fields(PredictionPoint))} FROM prediction
+WHERE building_id = :building_id AND appliance_id = :appliance_id AND time_ns >= :start_ns AND time_ns < :stop_ns
+  AND request_id = :request_id
+ORDER BY time_ns, model_version, attribution LIMIT {MAX_REQUEST_POINTS}
+"""  # noqa: S608 - names and a constant of ours
+_ALL = -1
+"""A LIMIT that is none."""
 _JOURNAL = "SELECT time_ns, kind, document FROM rollout ORDER BY time_ns DESC, kind DESC LIMIT ?"
 _REVISION = "SELECT revision FROM building_revision WHERE building_id = ?"
 
@@ -124,6 +135,19 @@ class SqliteHistory:
             for one in self._appliances(building_id)
         }
         return Latest(building_id, reading_ns, predictions)
+
+    def predictions_of(self, request_id: str, start_ns: int, stop_ns: int) -> list[PredictionPoint]:
+        """See `HistoryReader.predictions_of`."""
+        asked = {"request_id": request_id, "start_ns": start_ns, "stop_ns": stop_ns}
+        found = [
+            PredictionPoint(*row)
+            for (building_id,) in read_rows(self._path, _BUILDINGS, (_ALL,))
+            for appliance_id in self._appliances(building_id)
+            for row in read_rows(
+                self._path, _OF_REQUEST, {**asked, "building_id": building_id, "appliance_id": appliance_id}
+            )
+        ]
+        return first_of_request(found)
 
     def journal(self, limit: int) -> list[JournalEntry]:
         """See `HistoryReader.journal`."""

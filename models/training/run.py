@@ -17,7 +17,7 @@ from models.appliances import appliance as find_appliance
 from models.architectures import ArchitectureError, SequenceModel
 from models.attribution import Attribution
 from models.figures import HELD_OUT_MONTH, SEEN_HOME, UNSEEN_HOME
-from models.loader import ArtifactRefused
+from models.refusal import ArtifactRefused
 from models.registry import RegistryEntry, RegistryError, TrainingSource
 from models.training.calibrate import expected_calibration_error
 from models.training.checkpoint import CHECKPOINT_NAME, LOG_NAME, CheckpointError, TrainingLog

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from models.files import write_atomically
-from models.loader import ArtifactRefused, LoadedModel, load_verified
+from models.loader import LoadedModel, load_verified
+from models.refusal import ArtifactRefused
 from models.registry import Registry, RegistryEntry, RegistryError
 from models.training.checkpoint import LOG_NAME
 from models.training.run import Progress, RunError, silent

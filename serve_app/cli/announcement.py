@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from deployments.registry_source import REGISTRY_VARIABLE
 from serve_app.access.development import SECRET_VARIABLE, mint_development_token, write_private_file
 from serve_app.access.development_grants import grant_development_access, grants_come_from_this_file
 from serve_app.access.grants import GrantSourceError
@@ -35,10 +36,12 @@ def announce(
 ) -> None:
     """Print it all; in production neither a token nor a request, for whoever reads the log could use them."""
     shell_file = cluster.data_dir / SHELL_FILE_NAME
+    registry = os.environ.get(REGISTRY_VARIABLE)
     write_private_file(
         shell_file,
         f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(cluster.token_path))}\n"
-        f"export RAY_ADDRESS={cluster.address} RAY_DASHBOARD_ADDRESS={cluster.dashboard_url}",
+        f"export RAY_ADDRESS={cluster.address} RAY_DASHBOARD_ADDRESS={cluster.dashboard_url}"
+        + (f"\nexport {REGISTRY_VARIABLE}={shlex.quote(registry)}" if registry else ""),
     )
     serve = f". {shlex.quote(str(shell_file))} && {shlex.quote(str(Path(sys.executable).with_name('serve')))}"
     lines = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import uuid
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from models.registry import Registry, RegistryEntry, RegistryError
-from serve_app.cli.cluster_connection import connected
+from deployments.registry_source import REGISTRY_VARIABLE, registry_source
+from models.registry import RegistryEntry, RegistryError
+from serve_app.cli.cluster_connection import (
+    ANSWER_S,
+    Address,
+    Application,
+    deployments_of,
+    joined,
+)
 from serve_app.cli.db import moment_ns
 from serve_app.cli.train import fail, require_tools
 from serve_app.schemas import IDENTIFIER_PATTERN
@@ -22,7 +28,6 @@ from serve_app.schemas import IDENTIFIER_PATTERN
 if TYPE_CHECKING:
     from deployments.backfill_run import StretchDone
 
-ANSWER_S = 30.0
 COUNTS = {
     "stored": "minutes stored",
     "already_stored": "stored before",
@@ -30,8 +35,6 @@ COUNTS = {
     "not_kept": "not kept",
 }
 """Of a `StretchDone`, and the columns they are shown in."""
-SAMPLE_PERIOD_S = 60.0
-"""Of the models it can run: stored readings are put together to minutes."""
 
 
 def backfill(
@@ -45,16 +48,11 @@ def backfill(
         str | None,
         typer.Option(help="A registered version; charts show the newest there is.  [default: what serves]"),
     ] = None,
-    registry: Annotated[
-        Path | None, typer.Option(help="Another registry than the packaged one, as in the service's `args`.")
-    ] = None,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes; each uses what live traffic leaves of a core.")
     ] = 1,
-    address: Annotated[
-        str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
-    ] = "",
-    application: Annotated[str, typer.Option(help="Name of the Serve application.")] = "nilm",
+    address: Address = "",
+    application: Application = "nilm",
 ) -> None:
     """Run a building's stored readings through the models and store the predictions under their version.
 
@@ -67,27 +65,26 @@ def backfill(
     start_ns, stop_ns = moment_ns("--from", start), moment_ns("--to", end)
     if stop_ns <= start_ns:
         fail("--to must be after --from")
-    with connected(address):
-        registry = registry.resolve() if registry is not None else None
-        versions = _versions(application, appliance, model_version, registry)
-        stored = _run(building, versions, start_ns, stop_ns, application, registry, workers)
+    with joined(address):
+        versions = _versions(application, appliance, model_version)
+        stored = _run(building, versions, start_ns, stop_ns, application, workers)
     _summarise(building, versions, stored)
 
 
-def _versions(
-    application: str, appliances: list[str] | None, version: str | None, registry_path: Path | None
-) -> dict[str, str]:
+def _versions(application: str, appliances: list[str] | None, version: str | None) -> dict[str, str]:
     """By appliance, those that were asked for; each is registered, and fits minutes."""
+    from deployments.backfill import SAMPLE_PERIOD_S  # noqa: PLC0415 - imports torch
+
     serving = _serving(application)
     wanted = appliances or sorted(serving)
     unknown = sorted(set(wanted) - set(serving))
     if unknown:
         fail(f"{', '.join(unknown)} is not served; served are: {', '.join(sorted(serving))}")
     try:
-        registered = Registry.load(registry_path)
+        registered = registry_source().registry()
         entries: list[RegistryEntry] = [registered.resolve(one, version or serving[one]) for one in wanted]
     except RegistryError as error:
-        fail(f"{error}. Choose with --appliance, --model-version and --registry")
+        fail(f"{error}. Choose with --appliance and --model-version, or another {REGISTRY_VARIABLE}")
     for entry in entries:
         if entry.sample_period_s != SAMPLE_PERIOD_S:
             fail(f"{entry.appliance_id} {entry.model_version} takes samples of {entry.sample_period_s:g} s, not 60 s")
@@ -102,11 +99,8 @@ def _serving(application: str) -> dict[str, str]:
 
     from serve_app.app import RESERVED_NAMES  # noqa: PLC0415 - imports Ray
 
-    status = serve.status().applications.get(application)
-    if status is None:
-        fail(f"no application {application!r} runs on this cluster")
     versions = {}
-    for name in sorted(set(status.deployments) - RESERVED_NAMES):
+    for name in sorted(deployments_of(application) - RESERVED_NAMES):
         handle = serve.get_deployment_handle(name, application)
         try:
             state = handle.status.remote().result(timeout_s=ANSWER_S)
@@ -125,7 +119,6 @@ def _run(
     start_ns: int,
     stop_ns: int,
     application: str,
-    registry: Path | None,
     workers: int,
 ) -> Counter[tuple[str, str]]:
     """Minutes by (appliance, what became of them)."""
@@ -138,7 +131,7 @@ def _run(
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         bar = bars.add_task(f"backfilling {building}", total=len(work))
         try:
-            for done in run(work, application, registry, f"backfill-{uuid.uuid4().hex[:12]}", workers):
+            for done in run(work, application, f"backfill-{uuid.uuid4().hex[:12]}", workers):
                 _count(minutes, done)
                 bars.advance(bar)
         except BackfillFailed as failure:

@@ -1,4 +1,4 @@
-"""Joins the cluster of a running service for the time of one command."""
+"""Joins the cluster of a running service, for commands that work beside it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
+
+import typer
 
 from serve_app.cli.train import fail
 
 CONNECT_S = 3.0
+ANSWER_S = 30.0
+"""Longest wait for one answer of a deployment."""
+
+Address = Annotated[
+    str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
+]
+Application = Annotated[str, typer.Option(help="Name of the Serve application.")]
 
 
 @contextmanager
-def connected(address: str) -> Iterator[str]:
-    """Inside, Ray is connected to `address`; gives the URL of its dashboard. Ends the command when it cannot be.
+def joined(address: str) -> Iterator[str]:
+    """Within it this process is a driver of the cluster at `address`; gives the URL of its dashboard.
 
+    Ends the command with one sentence when it cannot be one.
     Ray itself would try for half a minute, and tell in ten lines.
     """
     if not address:
@@ -26,9 +37,11 @@ def connected(address: str) -> Iterator[str]:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, ValueError, OverflowError):
         fail(f"nothing answers at {address}: is the service running? `. .nilm/serve-env.sh` tells where")
-    # Ray's parts tell of every step, and of handles that end with us; what a person needs comes back as a failure.
+    # Ray's parts tell of every step; what a person needs to know of them comes back as a failure.
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    logging.disable(logging.ERROR)
+    # Threads of Serve's handles outlive the connection; what they still ask must not start a cluster of its own.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    logging.disable(logging.WARNING)
     import ray  # noqa: PLC0415 - it takes seconds to import
 
     try:
@@ -38,4 +51,16 @@ def connected(address: str) -> Iterator[str]:
     try:
         yield f"http://{context.dashboard_url}"
     finally:
+        # Nor shall they tell of it.
+        logging.disable(logging.CRITICAL)
         ray.shutdown()
+
+
+def deployments_of(application: str) -> set[str]:
+    """The names of its deployments; ends with one sentence when no such application runs."""
+    from ray import serve  # noqa: PLC0415 - it takes seconds to import
+
+    status = serve.status().applications.get(application)
+    if status is None:
+        fail(f"no application {application!r} runs on this cluster")
+    return set(status.deployments)

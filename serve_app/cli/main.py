@@ -9,6 +9,7 @@ from serve_app.cli.data import data
 from serve_app.cli.db import db
 from serve_app.cli.demo import demo
 from serve_app.cli.models import models
+from serve_app.cli.replay import replay
 from serve_app.cli.rollout import rollout
 from serve_app.cli.run import run
 from serve_app.cli.token import token
@@ -26,6 +27,7 @@ app.command()(demo)
 app.command()(run)
 app.command()(token)
 app.command()(backfill)
+app.command()(replay)
 app.command()(train)
 app.command()(ensemble)
 app.command()(evaluate)

@@ -20,7 +20,8 @@ from typing import Any, TextIO
 
 import yaml
 
-from models.registry import Registry, RegistryError
+from deployments.registry_source import registry_source
+from models.registry import RegistryError
 from serve_app.cli.rollout_file import RolloutFile, RolloutFileError
 
 DEFAULT_PORT = 8000
@@ -74,7 +75,7 @@ def check_rollout(path: Path) -> None:
     """Refuse versions that are not registered, or plans that make no sense, with the line of each."""
     try:
         file = RolloutFile.read(path)
-        file.plans(Registry.load(Path(file.registry_path) if file.registry_path else None))
+        file.plans(registry_source().registry())
     except (RolloutFileError, RegistryError) as error:
         raise PreflightRefused(str(error)) from error
 

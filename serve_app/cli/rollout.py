@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from deployments.registry_source import registry_source
 from deployments.rollout_contracts import RolloutOverview
 from deployments.rollout_plan import RolloutPlan
 from models.registry import Registry, RegistryError
 from serve_app.cli import rollout_words as words
+from serve_app.cli.cluster_connection import Address
 from serve_app.cli.rollout_cluster import RolloutCluster
 from serve_app.cli.rollout_file import RolloutFile, RolloutFileError
 from serve_app.cli.train import fail
@@ -32,9 +34,6 @@ REFUSED_AFTER_S = 15.0
 HISTORY_ENTRIES = 1000
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The Serve configuration.")]
-Address = Annotated[
-    str, typer.Option(envvar="RAY_ADDRESS", help="The service's cluster: . .nilm/serve-env.sh sets it.")
-]
 DEFAULT_CONFIG = Path("serve_config.yaml")
 
 rollout = typer.Typer(
@@ -105,7 +104,7 @@ def promote(
             fail(f"{version} is not the running canary of {appliance}: apply the file first, and watch it")
         if active.demoted is not None:
             fail(f"{version} was demoted: {active.demoted.reason}. Nothing is changed")
-        known = _registry(file)
+        known = _registry()
         _write_and_apply(cluster, file, known)
 
 
@@ -127,7 +126,7 @@ def rollback(
             file.replace(words.yaml_plans(file.user_config, before))
         except RolloutFileError as error:
             fail(str(error))
-        _write_and_apply(cluster, file, _registry(file))
+        _write_and_apply(cluster, file, _registry())
 
 
 @rollout.command()
@@ -152,16 +151,16 @@ def _file(config: Path) -> RolloutFile:
         fail(str(error))
 
 
-def _registry(file: RolloutFile) -> Registry:
+def _registry() -> Registry:
     try:
-        return Registry.load(Path(file.registry_path) if file.registry_path else None)
+        return registry_source().registry()
     except RegistryError as error:
         fail(str(error))
 
 
 def _read(config: Path) -> tuple[RolloutFile, dict[str, RolloutPlan], Registry]:
     file = _file(config)
-    known = _registry(file)
+    known = _registry()
     return file, _plans(file, known), known
 
 

@@ -16,11 +16,11 @@ from deployments.history_contracts import HistoryFailed
 from deployments.journal_contracts import JournalEntry
 from deployments.rollout_contracts import RolloutOverview
 from deployments.rollout_gate import ATTEMPT_KEY
+from serve_app.cli.cluster_connection import ANSWER_S, joined
 from serve_app.cli.rollout_file import DEPLOYMENT
 from serve_app.cli.serve_api import ServeApi, ServeApiError
 from serve_app.cli.train import fail
 
-ANSWER_S = 30.0
 TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
@@ -35,9 +35,7 @@ class RolloutCluster:
     @contextmanager
     def connect(cls, address: str, application: str) -> Iterator[RolloutCluster]:
         """Joins the cluster at `address` for the time of the block."""
-        from serve_app.cli.cluster_connection import connected  # noqa: PLC0415 - imports Ray
-
-        with connected(address) as dashboard_url:
+        with joined(address) as dashboard_url:
             api = ServeApi(dashboard_url, _token())
             try:
                 yield cls(application, api)

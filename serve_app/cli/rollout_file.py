@@ -39,7 +39,6 @@ class _Section:
     text: str
     application: str
     appliances: tuple[str, ...]
-    registry_path: str | None
     key: Node
     node: Node
     user_config: dict[str, object]
@@ -68,11 +67,6 @@ class RolloutFile:
     def appliances(self) -> tuple[str, ...]:
         """`args.appliances` of that application."""
         return self._section.appliances
-
-    @property
-    def registry_path(self) -> str | None:
-        """`args.registry_path` of that application; None: the packaged registry."""
-        return self._section.registry_path
 
     @property
     def user_config(self) -> dict[str, object]:
@@ -213,14 +207,12 @@ def _section(path: Path, text: str, root: Node | None) -> _Section:
     if not isinstance(user_config, dict):
         raise RolloutFileError(f"{path}:{_line(key)}: user_config is not a mapping of appliances")
     name = yaml_edit.child(application, "name")
-    arguments = yaml_edit.child(application, "args")
-    appliances, registry = yaml_edit.child(arguments, "appliances"), yaml_edit.child(arguments, "registry_path")
+    appliances = yaml_edit.child(yaml_edit.child(application, "args"), "appliances")
     names = yaml_edit.value_of(appliances) if appliances else None
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         raise RolloutFileError(f"{path}:{_line(application)}: the application's args.appliances is not a list of names")
     # Serve's own name for an application without one.
-    return _Section(text, str(name.value) if name else "default", tuple(names),
-                    str(registry.value) if registry else None, key, node, user_config)  # fmt: skip
+    return _Section(text, str(name.value) if name else "default", tuple(names), key, node, user_config)
 
 
 def _rollouts(root: Node | None) -> Iterator[tuple[Node, ...]]:

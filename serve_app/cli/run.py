@@ -81,11 +81,11 @@ def run(
     try:
         with stop_on_signals():
             serve_config = load_serve_config(config, port, listen_on)
-            check_rollout(config)
             lock = lock_data_directory(data_dir)
             _check_settings(data_dir, production)
             _clear_leftovers(console, data_dir)
             check_port_free(serve_config.port, listen_on)
+            check_rollout(config)
             code = _serve(console, serve_config, data_dir, num_cpus, start_timeout, production)
             lock.close()
     except (PreflightRefused, SettingsError) as refusal:

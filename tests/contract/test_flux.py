@@ -39,6 +39,8 @@ def queries() -> dict[str, FluxQuery]:
     found: dict[str, FluxQuery] = {
         "recall_key": flux.recall_key("b", "abc", START_NS, START_NS + DAY_NS),
         "journal": flux.journal("b", START_NS, START_NS + DAY_NS, 10),
+        "request instants": flux.request_instants("b", "r", START_NS, START_NS + DAY_NS, 10),
+        "prediction fields": flux.prediction_fields("b", "home", START_NS),
     }
     for step_ns in (SECOND_NS, MINUTE_NS, QUARTER_NS, HOUR_NS):
         span = Span.covering(START_NS, START_NS + DAY_NS, step_ns)
@@ -114,10 +116,11 @@ def test_what_reaches_the_server_is_our_text_and_one_literal_a_value(influx_back
         history.mains(text, span)
         history.predictions(text, span, text)
         history.latest((text,))
+        history.predictions_of(text, span.start_ns, span.stop_ns)
         key = (text.encode().hex() + "0" * 64)[:64]
         store.recall(KeyedRequest(key, "f", None, time.time() + 5))
     sent = [one for one in influx_backend.server.requests() if "document" in one]
-    assert len(sent) == len(HOSTILE) * 7
+    assert len(sent) == len(HOSTILE) * 8
     known = {query.text for query in queries().values()}
     values: set[object] = set()
     for one in sent:

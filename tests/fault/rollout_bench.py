@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import random
+import re
 import shutil
 import statistics
 import time
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import numpy as np
 import safetensors.torch
 import yaml
 
 from models.registry import Registry, RegistryEntry, registry_text
 from serve_app.demo.household import synthetic_household
-from tests.integration.service import ROOT, Service, read_models, running_service, service_config
+from tests.integration.service import ADMIN_TOKEN, ROOT, SECRET, Service, read_models, running_service, service_config
 
 A, B = "2.0.0", "2.0.1"
 """Two good versions of the kettle, of one network each: the second is the first under another name."""
@@ -151,6 +153,13 @@ class RolloutBench:
     def buildings(self, count: int = 80) -> Buildings:
         return Buildings(self.service.url, self.service.token(), self.windows, count)
 
+    @property
+    def operator(self) -> dict[str, str]:
+        """Headers of somebody who may call the admin routes."""
+        claims = {"sub": "operator", "aud": "authenticated", "iss": "nilm-development", "exp": time.time() + 3600}
+        token = jwt.encode(claims | {"app_metadata": {"role": "admin"}}, SECRET, algorithm="HS256")
+        return {"Authorization": f"Bearer {token}", "X-Admin-Token": ADMIN_TOKEN}
+
     def deploy(self, kettle: object, **of_kettle: object) -> None:
         """What `serve deploy` does with this plan in the file; `of_kettle`: other options of the model's deployment."""
         document = yaml.safe_load(self.service.config.read_text())
@@ -180,6 +189,13 @@ class RolloutBench:
             await asyncio.sleep(0.1)
         return state
 
+    def of_version(self, name: str, role: str) -> float:
+        """The metric `nilm_version_<name>_total` of the kettle's version in that role."""
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        text = httpx.get(f"{self.service.url}/metrics", headers=headers, timeout=30, trust_env=False).text
+        pattern = rf'^nilm_version_{name}_total{{appliance="kettle",role="{role}",version="[^"]+"}} (\S+)$'
+        return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
+
     def rollout_status(self) -> tuple[str, str]:
         """What `serve status` says of the deployment that holds the rollout."""
         (application,) = self.service.serve_api().applications() or ()
@@ -204,14 +220,13 @@ def start_rollout_bench(folder: Path, **options: Any) -> Iterator[RolloutBench]:
     config = service_config(
         folder / "serve_config.yaml",
         appliances=["kettle"],
-        registry_path=str(registry),
         plans={"kettle": {"stable": A}},
         **options,
     )
     document = yaml.safe_load(config.read_text())
     document["applications"][0]["import_path"] = "tests.fault.faulty_app:build"
     config.write_text(yaml.safe_dump(document, sort_keys=False))
-    with running_service(folder, config, {"PYTHONPATH": str(ROOT)}) as service:
+    with running_service(folder, config, {"PYTHONPATH": str(ROOT), "MODEL_REGISTRY_URI": str(registry)}) as service:
         yield RolloutBench(service, kettle_windows())
 
 

@@ -12,8 +12,10 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.fault.rollout_bench import (
@@ -32,6 +34,8 @@ FULL = "NILM_ROLLOUTS" in os.environ
 ROLLOUTS = int(os.environ.get("NILM_ROLLOUTS", "2"))
 GOOD_CANARY_REQUESTS = int(os.environ.get("NILM_GOOD_CANARY", "400"))
 PER_SECOND = 40.0
+ROUNDS = 5 if FULL else 1
+SLICE_S = 15.0 if FULL else 5.0
 CALM_S = 3.0
 """Between two rollouts: as long without one as one takes, to compare with."""
 HEAD = f"{'rollout':<24}{'done':>6}{'requests':>10}{'failed':>8}{'flips back':>12}{'longest hold ms':>17}{'calm':>8}"
@@ -256,6 +260,69 @@ async def test_a_good_canary_stays(bench: RolloutBench) -> None:
     assert state["canary"]["demoted"] is None
     assert answered > 0
     assert not failures(buildings.answers)
+
+
+async def test_a_shadow_delays_nobody_and_goes_first_under_overload(bench: RolloutBench) -> None:
+    ratios = []
+    plain: dict[str, object] = {"stable": A}
+    async with load(bench, PER_SECOND / 2) as buildings:
+        for _ in range(ROUNDS):
+            p99 = {}
+            for name, plan in (("without", plain), ("with", plain | {"shadow": {"version": B}})):
+                bench.deploy(plan)
+                await bench.until(lambda state, plan=plan: (state["shadow_version"] == B) == ("shadow" in plan))
+                start = time.monotonic()
+                await asyncio.sleep(SLICE_S)
+                p99[name] = quantile([one.took_s for one in buildings.between(start, time.monotonic())], 0.99)
+            ratios.append(p99["with"] / p99["without"])
+        compared = await asyncio.to_thread(bench.of_version, "compared", "shadow")
+        disagreements = await asyncio.to_thread(bench.of_version, "disagreements", "shadow")
+    assert not failures(buildings.answers)
+    assert compared > 0
+    assert disagreements == 0  # the shadow is the stable version under another name
+    print(f"\nshadow at 1.0: p99 with over without, {ROUNDS} rounds: median {statistics.median(ratios):.2f}, "
+          f"{min(ratios):.2f} to {max(ratios):.2f}; compared {compared:.0f} windows")  # fmt: skip
+    before = [await asyncio.to_thread(bench.of_version, name, "shadow") for name in ("compared", "dropped")]
+    async with load(bench, 20 * PER_SECOND) as crowd:
+        await asyncio.sleep(SLICE_S)
+    after = [await asyncio.to_thread(bench.of_version, name, "shadow") for name in ("compared", "dropped")]
+    seen, dropped = (now - then for now, then in zip(after, before, strict=True))
+    print(f"overload: {len(crowd.answers)} answered, refused {sum(failures(crowd.answers).values())}; "
+          f"the shadow saw {seen:.0f} windows and was spared {dropped:.0f}")  # fmt: skip
+    assert dropped > seen
+    assert not failures(crowd.answers)
+    await calm(bench)
+
+
+async def test_reloads_leave_no_memory_behind(bench: RolloutBench) -> None:
+    await calm(bench)
+    (pid,) = [one["pid"] for one in bench.service.deployments()["kettle"]["replicas"]]
+    resident_mb = []
+    reloads = 200 if FULL else 4
+    with bench.service.client() as client:
+        for n in range(reloads):
+            version = (B, A)[n % 2]
+            bench.deploy({"stable": version, "shadow": {"version": (A, B)[n % 2]}})
+            await bench.until(lambda state, version=version: applied(version)(state) and state["shadow_version"])
+            reply = await asyncio.to_thread(client.post, "/admin/reload-models", headers=bench.operator)
+            assert reply.status_code == 200, reply.text
+            (replica,) = reply.json()["replicas"]
+            assert replica["settled"]
+            assert replica["versions"]["stable"] == version
+            resident_mb.append(resident(pid))
+    half = resident_mb[len(resident_mb) // 2 :]
+    slope_kb = 1000 * float(np.polyfit(range(len(half)), half, 1)[0])
+    print(f"\n{reloads} reloads: {resident_mb[0]:.0f} MB after the first, {resident_mb[-1]:.0f} MB after the last; "
+          f"slope over the second half {slope_kb:+.0f} kB a reload")  # fmt: skip
+
+
+def resident(pid: int) -> float:
+    """Megabytes in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def quantile(values: list[float], q: float) -> float:
+    return float(np.quantile(values, q))
 
 
 def canary(version: str, percent: float) -> dict[str, object]:

@@ -57,7 +57,7 @@ def registry_with_faults(folder: Path) -> Path:
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "registry").mkdir()
-    config = service_config(folder / "config.yaml", registry_path=str(registry_with_faults(folder / "registry")))
+    config = service_config(folder / "config.yaml")
     document = yaml.safe_load(config.read_text())
     for deployment in document["applications"][0]["deployments"]:
         if deployment["name"] == "microwave":

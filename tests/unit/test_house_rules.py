@@ -83,6 +83,8 @@ def broken_rules(path: str, source: str) -> set[str]:
             broken.add("torch outside models and the appliance deployment")
         if top == "ray" and room != "deployments" and path not in RAY_MODULES and "serve_app/cli/" not in path:
             broken.add("ray outside deployments and the composition modules")
+        if top == "fsspec" and path != "models/source.py":
+            broken.add("fsspec outside models/source.py")
         if module.startswith("ray.serve._private"):
             broken.add("ray.serve._private")
         if module == "__future__.annotations" and path == "serve_app/app.py":
@@ -120,6 +122,7 @@ OFFENDERS = [
     ("serve_app/routes/x.py", "from torch import nn", "torch outside models and the appliance deployment"),
     ("serve_app/predict.py", "from ray import serve", "ray outside deployments and the composition modules"),
     ("models/x.py", "import os, ray.data", "ray outside deployments and the composition modules"),
+    ("models/x.py", "from fsspec.callbacks import Callback", "fsspec outside models/source.py"),
     ("deployments/x.py", "from ray.serve._private.constants import X", "ray.serve._private"),
     ("deployments/x.py", "from ray.serve import _private", "ray.serve._private"),
     ("deployments/x.py", "from ray import serve\nserve._private.api", "ray.serve._private"),
@@ -140,6 +143,7 @@ def test_the_walker_sees_each_offence(path: str, source: str, rule: str) -> None
         ("deployments/appliance.py", "import torch\nfrom ray import serve\nimport models"),
         ("serve_app/ingress.py", "from ray import serve\nimport fastapi, deployments, models, configs, serve_app"),
         ("serve_app/cli/x.py", "import ray"),
+        ("models/source.py", "import fsspec"),
         ("models/x.py", "import torchmetrics, rayleigh, fastapi_like\nname = 'serve_app'"),
         ("deployments/x.py", "from __future__ import annotations"),
     ],
@@ -156,10 +160,17 @@ def test_the_module_is_small_enough_to_read(path: str) -> None:
 
 def test_models_can_be_used_without_ray_or_the_web() -> None:
     """The rules above, as the interpreter sees them: what `import models.loader` brings along."""
-    code = "import sys, models.loader, models.registry; print({'ray', 'fastapi', 'serve_app'} & set(sys.modules))"
+    code = "import sys, models.loader, models.source; print({'ray', 'fastapi', 'serve_app'} & set(sys.modules))"
     command = [sys.executable, "-c", code]
     reply = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     assert reply.stdout.strip() == "set()"
+
+
+def test_a_registry_can_be_read_without_torch() -> None:
+    """A process that answers HTTP reads it too, and torch would take most of its memory."""
+    command = [sys.executable, "-c", "import sys, models.source; print('torch' in sys.modules)"]
+    reply = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert reply.stdout.strip() == "False"
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from models.architectures import build
+from models.loader import golden_arrays, load_verified
+from models.registry import Registry
 
 LEGACY_PARAMS = {"input_channels": 1, "d_model": 64, "n_heads": 4, "n_layers": 2}
 
@@ -49,15 +54,14 @@ class RegistryFolder:
         self.write()
 
 
-@pytest.fixture
-def legacy(tmp_path: Path) -> RegistryFolder:
+def _write_legacy(root: Path) -> RegistryFolder:
     torch.manual_seed(7)
     network = build("CNNTransformer", LEGACY_PARAMS, 1000)
     relative = "artifacts/kettle-cnnt/0.1.0/model.safetensors"
-    (tmp_path / relative).parent.mkdir(parents=True)
-    safetensors.torch.save_file(network.state_dict(), tmp_path / relative)
+    (root / relative).parent.mkdir(parents=True)
+    safetensors.torch.save_file(network.state_dict(), root / relative)
     folder = RegistryFolder(
-        root=tmp_path,
+        root=root,
         entry={
             "model_id": "kettle-cnnt",
             "model_version": "0.1.0",
@@ -73,6 +77,32 @@ def legacy(tmp_path: Path) -> RegistryFolder:
     )
     folder.rehash()
     return folder
+
+
+@pytest.fixture
+def legacy(tmp_path: Path) -> RegistryFolder:
+    return _write_legacy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def published_once(tmp_path_factory: pytest.TempPathFactory) -> RegistryFolder:
+    """As `legacy`, with golden outputs. Read only: `published` is a copy for one test."""
+    folder = _write_legacy(tmp_path_factory.mktemp("published"))
+    registry = Registry.load(folder.path)
+    windows_kw = np.random.default_rng(3).uniform(0.1, 3.0, (2, 1000)).astype(np.float32)
+    outputs = golden_arrays(load_verified(registry.entries[0], registry.root).predict(windows_kw))
+    golden = folder.artifact.with_name("golden.npz")
+    np.savez(golden, windows_kw=windows_kw, **outputs)  # type: ignore[arg-type]
+    folder.entry["golden_path"] = str(golden.relative_to(folder.root))
+    folder.write()
+    return folder
+
+
+@pytest.fixture
+def published(published_once: RegistryFolder, tmp_path: Path) -> RegistryFolder:
+    root = tmp_path / "published"
+    shutil.copytree(published_once.root, root)
+    return RegistryFolder(root, copy.deepcopy(published_once.entry))
 
 
 @pytest.fixture

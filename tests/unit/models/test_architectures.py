@@ -9,7 +9,8 @@ import torch
 from models.architectures import ArchitectureError, Ensemble, build, names
 from models.architectures.nilmformer import DiagonallyMaskedAttention
 from models.attribution import Attribution
-from models.loader import ArtifactRefusal, ArtifactRefused, load_verified
+from models.loader import load_verified
+from models.refusal import ArtifactRefusal, ArtifactRefused
 from models.registry import Registry
 
 LEGACY_PARAMS = {"input_channels": 1, "d_model": 64, "n_heads": 4, "n_layers": 2}

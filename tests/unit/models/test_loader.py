@@ -13,14 +13,13 @@ from models.attribution import Attribution
 from models.loader import (
     GOLDEN_TOLERANCE_PROBABILITY,
     GOLDEN_TOLERANCE_W,
-    ArtifactRefusal,
-    ArtifactRefused,
     GoldenCheck,
     LoadedModel,
     ModelOutput,
     golden_arrays,
     load_verified,
 )
+from models.refusal import ArtifactRefusal, ArtifactRefused
 from models.registry import Registry
 
 WINDOWS = np.random.default_rng(3).uniform(0.1, 3.0, (3, 1000)).astype(np.float32)

@@ -12,7 +12,8 @@ import torch
 from models.appliances import appliance
 from models.architectures import INTERVAL_EDGES, SequenceModel
 from models.attribution import Attribution
-from models.loader import ArtifactRefusal, ArtifactRefused, GoldenCheck, load_verified
+from models.loader import GoldenCheck, load_verified
+from models.refusal import ArtifactRefusal, ArtifactRefused
 from models.registry import Registry
 from models.training.calibrate import Calibration, expected_calibration_error, fit, reliability, sigmoid
 from models.training.evaluate import Decision, decide, only_valid, raw_outputs, report, served
