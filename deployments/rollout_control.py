@@ -120,7 +120,7 @@ class RolloutControl:
         """A replica reports and waits for orders: as soon as there are new ones, or after a while the same again."""
         await self.report(report)
         one = self._appliances[report.appliance_id]
-        await self._wait(lambda: self._has_orders(one, report), WATCHED_LISTEN_S if one.watched else LISTEN_S)
+        await self._wait(lambda: self._has_orders(one, report.replica), WATCHED_LISTEN_S if one.watched else LISTEN_S)
         peers = sum(known.report.active is not None for name, known in one.replicas.items() if name != report.replica)
         nothing = (self._refused_config or "") if one.active is None else ""
         return Orders(one.active, one.preparing, peers, nothing)
@@ -280,8 +280,12 @@ class RolloutControl:
 
     # Small things ------------------------------------------------------------------------------------------------
 
-    def _has_orders(self, one: ApplianceState, report: ReplicaReport) -> bool:
+    def _has_orders(self, one: ApplianceState, replica: str) -> bool:
         """Whether something is wanted of this replica that it has not said to have done, refused or begun."""
+        known = one.replicas.get(replica)
+        if known is None:
+            return True  # taken for dead; it may have much to hear
+        report = known.report  # the latest: it may have said more since it called
         refused = report.refusal.number if report.refusal else None
         if one.active is None:
             return self._refused_config is not None and report.active is None

@@ -46,17 +46,19 @@ class RolloutGate:
         """Takes the plans of serve_config.yaml. Raises `RolloutRefused`: that is how Serve is told."""
         if self._repeating is not None:
             self._repeating.cancel()
+        self._refused = ""
         if isinstance(user_config, dict):
             user_config = {key: value for key, value in user_config.items() if key != ATTEMPT_KEY}
         try:
             plans = read_plans(user_config, self._appliances)
             check_against(await asyncio.to_thread(self._source.registry), plans)
         except (PlanRefused, RegistryError) as error:
-            document = json.dumps(user_config, default=str)
-            await self._call(self._coordinator.refuse_config.remote(str(error), document), 0.0)
+            await self._tell_refusal(str(error), json.dumps(user_config, default=str))
             raise RolloutRefused(str(error)) from None
         pairs = tuple(plans.items())
-        self._check(await self._offer(Offer(pairs, fresh=True), OFFER_WAIT_S))
+        refused = _reasons(await self._offer(Offer(pairs, fresh=True), OFFER_WAIT_S))
+        if refused:
+            raise RolloutRefused(refused)
         self._repeating = asyncio.create_task(self._repeat(Offer(pairs, fresh=False)))
 
     def check_health(self) -> None:
@@ -65,14 +67,22 @@ class RolloutGate:
             raise RolloutRefused(self._refused)
 
     async def _repeat(self, offer: Offer) -> None:
+        away = False
         while True:
             await asyncio.sleep(REPEAT_S)
             try:
-                self._check(await self._offer(offer, 0.0))
-            except RolloutRefused as refused:
-                self._refused = str(refused)
+                self._refused = _reasons(await self._offer(offer, 0.0))
+                away = False
             except Exception as error:  # noqa: BLE001 - whatever a dead coordinator raises, it is told again
-                logger.warning("the coordinator is away: %s", type(error).__name__)
+                if not away:
+                    logger.warning("the coordinator is away: %s", type(error).__name__)
+                away = True
+
+    async def _tell_refusal(self, reason: str, document: str) -> None:
+        try:
+            await self._call(self._coordinator.refuse_config.remote(reason, document), 0.0)
+        except Exception as error:  # noqa: BLE001 - Serve is to hear the reason, whatever a dead coordinator raises
+            logger.warning("the coordinator was not told of a refusal: %s", type(error).__name__)
 
     async def _offer(self, offer: Offer, wait_s: float) -> OfferOutcome:
         outcome: OfferOutcome = await self._call(self._coordinator.offer.remote(offer, wait_s), wait_s)
@@ -82,8 +92,7 @@ class RolloutGate:
         async with asyncio.timeout(wait_s + CALL_MARGIN_S):
             return await response
 
-    def _check(self, outcome: OfferOutcome) -> None:
-        if outcome.refused:
-            raise RolloutRefused(
-                "; ".join(f"{name}: {r.model_version}: {r.reason}: {r.detail}" for name, r in outcome.refused)
-            )
+
+def _reasons(outcome: OfferOutcome) -> str:
+    """Why replicas refused it; empty when they did not."""
+    return "; ".join(f"{name}: {r.model_version}: {r.reason}: {r.detail}" for name, r in outcome.refused)

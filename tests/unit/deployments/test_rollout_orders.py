@@ -74,6 +74,35 @@ async def test_one_that_is_prepared_waits_for_the_others() -> None:
     await assert_answered_at_once(a)
 
 
+async def test_a_call_made_while_it_prepared_is_answered_as_soon_as_all_are_ready() -> None:
+    """Else it would hear of the common instant when that is over: what it said meanwhile, by another call, counts."""
+    bench = Bench()
+    a, b = await bench.serving(ONE, "a", "b")
+    await bench.offer(TWO)
+    for replica in (a, b):
+        replica.working_on = bench.preparing().number
+    waiting = [asyncio.create_task(replica.follow()) for replica in (a, b)]
+    await asyncio.sleep(0)
+    for replica in (a, b):
+        replica.working_on = None
+        await replica.prepare()
+    async with asyncio.timeout(WAIT_S * 0.9):
+        assert {orders.active for orders in await asyncio.gather(*waiting)} == {bench.active()}
+
+
+async def test_a_call_made_while_it_loaded_its_first_version_is_answered_with_the_next_plan() -> None:
+    bench = Bench()
+    a = Replica(bench, "a")
+    await a.tell()
+    await bench.offer(ONE)
+    a.working_on = bench.active().number
+    waiting = asyncio.create_task(a.follow())
+    await asyncio.sleep(0)
+    await a.switch()
+    await bench.offer(TWO)
+    assert (await asyncio.wait_for(waiting, WAIT_S * 0.9)).prepare == bench.preparing()
+
+
 async def test_one_that_waits_for_the_instant_is_not_asked_again() -> None:
     bench = Bench()
     (a,) = await bench.serving(ONE)
