@@ -16,6 +16,7 @@ from deployments import appliance, follower, rollout_control
 from deployments import versions as versions_module
 from deployments.appliance import ApplianceModel
 from deployments.contracts import Inference
+from deployments.registry_source import REGISTRY_VARIABLE
 from deployments.rollout_contracts import ApplianceRollout, Offer, OfferOutcome, ReplicaReport, Role
 from deployments.rollout_control import RolloutControl
 from deployments.rollout_plan import RolloutPlan
@@ -65,10 +66,9 @@ class House:
         )
         kettle = Kettle(self._shelf)
         model: Any = kettle.model
-        path = str(self._shelf.registry)
         # In this task: it reads the names above before it waits for anything.
         async with asyncio.timeout(20):
-            await ApplianceModel.__init__(model, "kettle", self, registry_path=path, device="cpu")
+            await ApplianceModel.__init__(model, "kettle", self, device="cpu")
         self._tasks.append(model._following)
         return kettle
 
@@ -99,6 +99,7 @@ class House:
 
 @pytest.fixture
 async def house(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(shelf.registry))
     monkeypatch.setattr(rollout_control, "TICK_S", 0.02)
     monkeypatch.setattr(rollout_control, "WATCHED_LISTEN_S", 0.05)
     monkeypatch.setattr(rollout_control, "LEAD_S", 0.1)
@@ -113,7 +114,7 @@ async def start(house: House, wanted: RolloutPlan, *names: str) -> list[Kettle]:
     joining = [asyncio.create_task(house.join(name)) for name in names]
     await asyncio.sleep(0)
     await house.deploy(wanted, wait_s=0.0)
-    kettles = [await one for one in joining]
+    kettles = await asyncio.gather(*joining)
     assert (await house.deploy(wanted)).pending == ()
     await house.until(lambda: [one.number for one in house.rollout().replicas] == [number(house)] * len(names))
     return kettles
