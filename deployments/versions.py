@@ -7,6 +7,7 @@ never meets half a switch, and a version is freed when the last batch that took 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import textwrap
@@ -193,14 +194,19 @@ async def in_background(function: Callable[[], Result]) -> Result:
         else:
             done.set_result(result)  # type: ignore[arg-type]
 
+    def finish(result: Result | None, error: BaseException | None) -> None:
+        # A loop that is closed has nobody who waits: the process ends.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, result, error)
+
     def work() -> None:
         lower_priority()
         try:
             result = function()
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits for it
-            loop.call_soon_threadsafe(tell, None, error)
+            finish(None, error)
         else:
-            loop.call_soon_threadsafe(tell, result, None)
+            finish(result, None)
 
     threading.Thread(target=work, name="load", daemon=True).start()
     return await done

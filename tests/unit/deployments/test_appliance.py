@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,10 @@ class Behaviour:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(appliance, "CANARY_PATIENCE_S", 0.05)
-    return 0.05
+def patience_s(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A canary's."""
+    monkeypatch.setattr(appliance, "CANARY_PATIENCE_S", 0.4)
+    return 0.4
 
 
 # One version -----------------------------------------------------------------------------------------------------
@@ -170,18 +172,18 @@ async def test_of_a_batch_only_the_windows_that_failed_are_answered_by_the_stabl
 
 
 async def test_a_canary_that_hangs_costs_its_patience_once_and_then_nothing(
-    kettle: Kettle, monkeypatch: pytest.MonkeyPatch, impatient: float
+    kettle: Kettle, monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
     await deploy(kettle.versions, CANARY)
     behaviour = Behaviour(kettle, Role.CANARY, monkeypatch)
     behaviour.open.clear()
     started = time.monotonic()
     assert version(await kettle.model.infer(request())) == "1.0.0"
-    assert time.monotonic() - started >= impatient * 0.9
+    assert patience_s * 0.9 <= time.monotonic() - started < 10 * patience_s
     started = time.monotonic()
     for _ in range(3):
         assert version(await kettle.model.infer(request())) == "1.0.0"
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < patience_s * 0.9
     assert (behaviour.windows, kettle.counts(Role.CANARY).errors) == (1, 4)
     behaviour.open.set()
     async with asyncio.timeout(5):
@@ -192,9 +194,8 @@ async def test_a_canary_that_hangs_costs_its_patience_once_and_then_nothing(
 
 
 async def test_a_canary_in_place_of_one_that_hangs_starts_clean(
-    kettle: Kettle, monkeypatch: pytest.MonkeyPatch, impatient: float
+    kettle: Kettle, monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
-    monkeypatch.setattr(appliance, "CANARY_PATIENCE_S", 0.2)
     await deploy(kettle.versions, CANARY)
     hanging = Behaviour(kettle, Role.CANARY, monkeypatch)
     hanging.open.clear()
@@ -328,8 +329,9 @@ async def test_requests_in_flight_are_answered_by_the_version_that_took_them(
 
 async def test_under_load_every_answer_after_the_instant_is_the_new_versions(kettle: Kettle) -> None:
     await deploy(kettle.versions, plan("1.0.0"))
-    order = directive(plan("2.0.0"), at_s=time.time() + 0.15)
+    order = directive(plan("2.0.0"))
     await kettle.versions.prepare(order)
+    order = replace(order, activate_at_s=time.time() + 0.15)
     assert kettle.versions.switch(order)
     seen: list[tuple[float, str]] = []
 

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,10 +64,10 @@ async def test_it_serves_from_its_instant_on_and_is_told_once(shelf: Shelf) -> N
     told: list[Serving] = []
     versions = Versions("kettle", RegistrySource(str(shelf.registry)), "cpu", told.append)
     await deploy(versions, plan("1.0.0"))
-    at_s = time.time() + 0.1
-    order = directive(plan("2.0.0"), at_s=at_s)
+    order = directive(plan("2.0.0"))
     await versions.prepare(order)
-    assert versions.switch(order)
+    at_s = time.time() + 0.1
+    assert versions.switch(replace(order, activate_at_s=at_s))
     assert served(versions) == {Role.STABLE: "1.0.0"}
     seen = []
     while time.time() < at_s + 0.01:
@@ -316,3 +317,21 @@ async def test_work_in_the_background_does_not_keep_the_process() -> None:
     gate.set()
     await asyncio.to_thread(thread.join, 5)
     assert not thread.is_alive(), "and a result that nobody waits for is no fault"
+
+
+def test_work_that_outlives_its_loop_makes_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", noise.append)
+    gate = threading.Event()
+
+    async def give_up() -> threading.Thread:
+        task = asyncio.create_task(in_background(lambda: gate.wait(10)))
+        await asyncio.sleep(0.01)
+        thread = next(one for one in threading.enumerate() if one.name == "load")
+        task.cancel()
+        return thread
+
+    thread = asyncio.run(give_up())
+    gate.set()
+    thread.join(5)
+    assert (thread.is_alive(), noise) == (False, [])
