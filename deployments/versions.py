@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -195,12 +196,13 @@ async def in_background(function: Callable[[], Result]) -> Result:
 
     def work() -> None:
         lower_priority()
+        result, failure = None, None
         try:
             result = function()
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits for it
-            loop.call_soon_threadsafe(tell, None, error)
-        else:
-            loop.call_soon_threadsafe(tell, result, None)
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, result, failure)
 
     threading.Thread(target=work, name="load", daemon=True).start()
     return await done

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deployments.versions import Versions
-from models.registry import Registry
+from models.source import RegistrySource
 from tests.unit.deployments.replica import Kettle, Shelf
 
 
@@ -34,4 +34,4 @@ def kettle(shelf: Shelf) -> Kettle:
 
 @pytest.fixture
 def versions(shelf: Shelf) -> Versions:
-    return Versions("kettle", lambda: Registry.load(shelf.registry), "cpu", lambda serving: None)
+    return Versions("kettle", RegistrySource(str(shelf.registry)), "cpu", lambda serving: None)

@@ -30,7 +30,7 @@ from deployments.versions import Serving, Versions
 from models.architectures import build
 from models.attribution import Attribution
 from models.loader import ModelOutput
-from models.registry import Registry
+from models.source import RegistrySource
 
 WINDOW = 16
 FINAL_INDEX, PROVISIONAL_INDEX = 8, 14
@@ -129,7 +129,7 @@ class Kettle:
         self.model = model = ApplianceModel.__new__(ApplianceModel)
         model._appliance_id, model._device = "kettle", "cpu"
         model._tally = Tally("kettle")
-        model._versions = Versions("kettle", lambda: Registry.load(shelf.registry), "cpu", model._begin)
+        model._versions = Versions("kettle", RegistrySource(str(shelf.registry)), "cpu", model._begin)
         model._follower = SimpleNamespace(nothing="", loading=False)  # type: ignore[assignment]
         model._stable, model._canary = Forward("stable"), Forward("canary")
         model._comparison = Comparison(model._tally)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deployments import rollout_gate
+from deployments.registry_source import REGISTRY_VARIABLE
 from deployments.rollout_contracts import Offer, OfferOutcome
 from deployments.rollout_gate import RolloutGate, RolloutRefused
 from deployments.rollout_plan import Canary, RolloutPlan
@@ -54,12 +55,13 @@ class FakeCoordinator:
 class Bench:
     def __init__(self, shelf: Shelf) -> None:
         self.shelf, self.coordinator = shelf, FakeCoordinator()
-        self.gate = RolloutGate(self.coordinator, ("kettle",), str(shelf.registry))
+        self.gate = RolloutGate(self.coordinator, ("kettle",))
 
 
 @pytest.fixture
 async def bench(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(rollout_gate, "REPEAT_S", 0.01)
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(shelf.registry))
     one = Bench(shelf)
     yield one
     if one.gate._repeating is not None:

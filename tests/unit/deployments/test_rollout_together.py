@@ -16,6 +16,7 @@ from deployments import appliance, follower, rollout_control
 from deployments import versions as versions_module
 from deployments.appliance import ApplianceModel
 from deployments.contracts import Inference
+from deployments.registry_source import REGISTRY_VARIABLE
 from deployments.rollout_contracts import ApplianceRollout, Offer, OfferOutcome, ReplicaReport, Role
 from deployments.rollout_control import RolloutControl
 from deployments.rollout_plan import RolloutPlan
@@ -65,10 +66,10 @@ class House:
         )
         kettle = Kettle(self._shelf)
         model: Any = kettle.model
-        path = str(self._shelf.registry)
+        self._monkeypatch.setenv(REGISTRY_VARIABLE, str(self._shelf.registry))
         # In this task: it reads the names above before it waits for anything.
         async with asyncio.timeout(20):
-            await ApplianceModel.__init__(model, "kettle", self, registry_path=path, device="cpu")
+            await ApplianceModel.__init__(model, "kettle", self, device="cpu")
         self._tasks.append(model._following)
         return kettle
 

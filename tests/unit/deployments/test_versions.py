@@ -21,7 +21,8 @@ from deployments.rollout_contracts import Role
 from deployments.versions import Serving, VersionRefused, Versions, in_background
 from models.architectures import build
 from models.loader import load_verified
-from models.registry import Registry, RegistryEntry
+from models.registry import RegistryEntry
+from models.source import RegistrySource
 from tests.unit.deployments.replica import PARAMS, WINDOW, Shelf, deploy, directive, freed, plan
 
 
@@ -60,7 +61,7 @@ async def test_what_is_prepared_does_not_serve(versions: Versions) -> None:
 
 async def test_it_serves_from_its_instant_on_and_is_told_once(shelf: Shelf) -> None:
     told: list[Serving] = []
-    versions = Versions("kettle", lambda: Registry.load(shelf.registry), "cpu", told.append)
+    versions = Versions("kettle", RegistrySource(str(shelf.registry)), "cpu", told.append)
     await deploy(versions, plan("1.0.0"))
     at_s = time.time() + 0.1
     order = directive(plan("2.0.0"), at_s=at_s)
@@ -197,8 +198,8 @@ DAMAGE: list[tuple[str, Callable[[Shelf], object]]] = [
     ("artifact_missing", lambda shelf: shelf.artifact("2.0.0").unlink()),
     ("weights_not_finite", poison),
     ("weights_mismatch", reshape),
-    ("not_registered", lambda shelf: shelf.registry.write_text("{")),
-    ("not_registered", lambda shelf: shelf.registry.unlink()),
+    ("no_registry", lambda shelf: shelf.registry.write_text("{")),
+    ("no_registry", lambda shelf: shelf.registry.unlink()),
 ]
 ROLES = [plan("2.0.0"), plan("1.0.0", canary="2.0.0"), plan("1.0.0", shadow="2.0.0")]
 
