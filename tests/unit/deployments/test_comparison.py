@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployments import comparison
 from deployments.comparison import BATCH_WINDOWS, QUEUE_WINDOWS, Answered, Comparison
 from deployments.contracts import Inference, InferenceRequest
 from deployments.rollout_contracts import Role, VersionCounts
@@ -209,6 +210,27 @@ async def test_a_stable_version_that_fails_beside_a_canary_is_no_fault_of_the_ca
     bench.offer(other, Role.CANARY)
     await bench.done()
     assert bench.counts(Role.CANARY) == VersionCounts()
+
+
+async def test_after_a_pass_that_got_no_core_nothing_is_compared_for_a_moment(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "STARVED", 0.5)
+    monkeypatch.setattr(comparison, "REST_S", 0.05)
+    other = Opinion()
+    other.gate.clear()  # a wait is time without a core
+    for _ in range(BATCH_WINDOWS + 2):
+        bench.offer(other)
+    await asyncio.sleep(0.01)
+    other.gate.set()
+    await bench.done()
+    assert (bench.counts().compared, bench.counts().dropped) == (BATCH_WINDOWS, 2), "what it found still counts"
+    bench.offer(other)
+    assert bench.counts().dropped == 3
+    await asyncio.sleep(0.06)
+    bench.offer(other)
+    await bench.done()
+    assert bench.counts().compared == BATCH_WINDOWS + 1
 
 
 async def test_what_was_answered_under_an_older_plan_counts_for_nobody(bench: Bench) -> None:

@@ -66,7 +66,6 @@ class House:
         )
         kettle = Kettle(self._shelf)
         model: Any = kettle.model
-        self._monkeypatch.setenv(REGISTRY_VARIABLE, str(self._shelf.registry))
         # In this task: it reads the names above before it waits for anything.
         async with asyncio.timeout(20):
             await ApplianceModel.__init__(model, "kettle", self, device="cpu")
@@ -100,6 +99,7 @@ class House:
 
 @pytest.fixture
 async def house(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(shelf.registry))
     monkeypatch.setattr(rollout_control, "TICK_S", 0.02)
     monkeypatch.setattr(rollout_control, "WATCHED_LISTEN_S", 0.05)
     monkeypatch.setattr(rollout_control, "LEAD_S", 0.1)
@@ -114,7 +114,7 @@ async def start(house: House, wanted: RolloutPlan, *names: str) -> list[Kettle]:
     joining = [asyncio.create_task(house.join(name)) for name in names]
     await asyncio.sleep(0)
     await house.deploy(wanted, wait_s=0.0)
-    kettles = [await one for one in joining]
+    kettles = await asyncio.gather(*joining)
     assert (await house.deploy(wanted)).pending == ()
     await house.until(lambda: [one.number for one in house.rollout().replicas] == [number(house)] * len(names))
     return kettles
