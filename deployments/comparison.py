@@ -25,9 +25,10 @@ QUEUE_WINDOWS = 128
 """Windows that may wait: more than that, and live traffic leaves no time for them."""
 BATCH_WINDOWS = 16
 """One pass is short, so that a live window that arrives meanwhile shares the core with it for a moment only."""
-STARVED = 0.5
-"""Of the time that a pass took, the part for which its thread had a core. Less, and the machine has no time to spare,
-wherever it is spent: in this process, or in the ingress and the proxy, which are the first to run out of it."""
+STARVED_SHARE = 0.5
+STARVED_S = 0.01
+"""A pass whose thread was without a core for more than that share of its time, and that long: the machine has no time
+to spare, wherever it is spent. The ingress and the proxy run out of it long before this process does."""
 REST_S = 1.0
 """After such a pass nothing is compared for as long."""
 logger = logging.getLogger("ray.serve")
@@ -99,7 +100,7 @@ class Comparison:
             return outputs, time.perf_counter() - started, time.thread_time() - started_cpu
 
         outputs, forward_s, core_s = await in_background(predict)
-        if core_s < STARVED * forward_s:
+        if forward_s - core_s > max(STARVED_S, STARVED_SHARE * forward_s):
             self._rests_until = time.monotonic() + REST_S
             self.drop_waiting()
         for position, one in enumerate(batch):

@@ -7,13 +7,13 @@ never meets half a switch, and a version is freed when the last batch that took 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -194,19 +194,15 @@ async def in_background(function: Callable[[], Result]) -> Result:
         else:
             done.set_result(result)  # type: ignore[arg-type]
 
-    def finish(result: Result | None, error: BaseException | None) -> None:
-        # A loop that is closed has nobody who waits: the process ends.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, result, error)
-
     def work() -> None:
         lower_priority()
+        result, failure = None, None
         try:
             result = function()
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits for it
-            finish(None, error)
-        else:
-            finish(result, None)
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, result, failure)
 
     threading.Thread(target=work, name="load", daemon=True).start()
     return await done

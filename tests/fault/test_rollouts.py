@@ -90,6 +90,7 @@ class Slices:
             f"\n{HEAD}\n{self.name:<24}{len(holds):>6}{len(answers):>10}{failed:>8}{self.flips:>12}"
             f"{max(holds):>17.0f}{max(calm):>8.0f}\n  median hold of a rollout {statistics.median(holds):.0f} ms, "
             f"of as long without one {statistics.median(calm):.0f} ms; "
+            f"above 100 ms: {sum(hold > 100 for hold in holds)} and {sum(hold > 100 for hold in calm)}; "
             f"normal {1000 * statistics.median(one.took_s for one in answers):.0f} ms"
         )
         return answers

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments import appliance
+from deployments import appliance, comparison
 from deployments.contracts import Inference, InferenceRefusal, InferenceRefused, InferenceRequest, InferenceResult
 from deployments.rollout_contracts import Role, VersionCounts
 from models.attribution import Attribution
@@ -66,6 +66,12 @@ class Behaviour:
 
     async def started(self) -> None:
         assert await asyncio.to_thread(self.begun.wait, 5)
+
+
+@pytest.fixture(autouse=True)
+def _cores_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How busy the machine is decides nothing here, but where a test says so."""
+    monkeypatch.setattr(comparison, "STARVED_S", float("inf"))
 
 
 @pytest.fixture
@@ -256,6 +262,29 @@ async def test_a_shadow_delays_no_reply(kettle: Kettle, monkeypatch: pytest.Monk
     behaviour.open.set()
     await kettle.compared()
     assert kettle.counts(Role.SHADOW).compared == 10
+
+
+async def test_a_pass_that_waits_for_a_core_is_followed_by_a_rest(
+    kettle: Kettle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "STARVED_S", 0.05)
+    await deploy(kettle.versions, SHADOW)
+    behaviour = Behaviour(kettle, Role.SHADOW, monkeypatch)
+    behaviour.open.clear()
+    await kettle.model.infer(request())
+    await behaviour.started()
+    await asyncio.sleep(0.1)  # so long its thread has no core: it waits for the gate
+    await kettle.model.infer(request())
+    behaviour.open.set()
+    await kettle.compared()
+    await kettle.model.infer(request())
+    counts = kettle.counts(Role.SHADOW)
+    assert (counts.compared, counts.dropped) == (1, 2), "the one that waited behind it, and the one that came after"
+    monkeypatch.setattr(kettle.model._comparison, "_rests_until", 0.0)
+    monkeypatch.setattr(comparison, "STARVED_S", float("inf"))
+    await kettle.model.infer(request())
+    await kettle.compared()
+    assert kettle.counts(Role.SHADOW).compared == 2
 
 
 async def test_a_shadow_sees_its_share_of_the_windows_that_were_answered(
