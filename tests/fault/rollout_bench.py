@@ -32,7 +32,7 @@ A, B = "2.0.0", "2.0.1"
 """Two good versions of the kettle, of one network each: the second is the first under another name."""
 APPLIED_WITHIN_S = 90.0
 THROUGHPUT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
-"""As in production: with Serve's defaults two cores are busy with 40 requests a second, and only queues are measured."""
+"""As in production: with Serve's defaults 40 requests a second fill two cores, and only queues are measured."""
 
 
 def registry_with_all_sorts(folder: Path) -> Path:

@@ -41,4 +41,4 @@ def versions(shelf: Shelf) -> Versions:
 @pytest.fixture(autouse=True)
 def _time_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons rest when their thread gets no core: a matter of the machine, and of passes that a test holds."""
-    monkeypatch.setattr(comparison, "STARVED", 0.0)
+    monkeypatch.setattr(comparison, "STARVED_S", float("inf"))

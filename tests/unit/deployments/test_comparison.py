@@ -215,7 +215,7 @@ async def test_a_stable_version_that_fails_beside_a_canary_is_no_fault_of_the_ca
 async def test_after_a_pass_that_got_no_core_nothing_is_compared_for_a_moment(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "STARVED", 0.5)
+    monkeypatch.setattr(comparison, "STARVED_S", 0.001)
     monkeypatch.setattr(comparison, "REST_S", 0.05)
     other = Opinion()
     other.gate.clear()  # a wait is time without a core
