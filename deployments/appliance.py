@@ -38,6 +38,8 @@ CANARY_PATIENCE_S = 2.0
 """Then the stable version answers: a client's deadline, 10 s, leaves it the time."""
 BUSY_WINDOWS = 32
 """Live windows in the replica from which on nothing is compared: half a full batch waits already."""
+HUNG_S = 60.0
+"""A full batch takes a tenth of a second."""
 logger = logging.getLogger("ray.serve")
 
 
@@ -101,6 +103,13 @@ class ApplianceModel:
             batches_total=stats.batches_total + self._canary.stats.batches_total,
             largest_batch=max(stats.largest_batch, self._canary.stats.largest_batch),
         )
+
+    def check_health(self) -> None:
+        """Raises when this replica cannot answer, or be led, any more; Serve then starts another in its place."""
+        if self._stable.running_s > HUNG_S:
+            raise RuntimeError(f"a forward pass of {self._appliance_id} hangs")
+        if self._following.done():
+            raise RuntimeError("this replica follows nobody any more")
 
     async def infer(self, request: InferenceRequest) -> InferenceResult:
         """Run one window; whatever waits meanwhile shares the next forward pass."""

@@ -42,7 +42,13 @@ class Forward:
         self._name = name
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._running: asyncio.Future[Mapping[Attribution, ModelOutput]] | None = None
+        self._began_s = 0.0
         self.stats = stats or ForwardStats()
+
+    @property
+    def running_s(self) -> float:
+        """For how long the batch that runs has been running; 0 while none does."""
+        return time.monotonic() - self._began_s if self.busy else 0.0
 
     @property
     def busy(self) -> bool:
@@ -81,6 +87,7 @@ class Forward:
 
     async def _predict(self, model: LoadedModel, block: FloatArray) -> Mapping[Attribution, ModelOutput]:
         loop = asyncio.get_running_loop()
+        self._began_s = time.monotonic()
         self._running = loop.run_in_executor(self._thread, model.predict, block)
         # If nobody waits any more when it fails, that is no fault to log.
         self._running.add_done_callback(lambda done: done.cancelled() or done.exception())

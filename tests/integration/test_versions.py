@@ -57,13 +57,9 @@ def registry_with_faults(folder: Path) -> Path:
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "registry").mkdir()
-    config = service_config(folder / "config.yaml")
-    document = yaml.safe_load(config.read_text())
-    for deployment in document["applications"][0]["deployments"]:
-        if deployment["name"] == "microwave":
-            deployment["user_config"] = {"model_version": "0.9.0"}
-    config.write_text(yaml.safe_dump(document))
-    with running_service(folder, config, wait_ready=False) as running:
+    config = service_config(folder / "config.yaml", plans={"microwave": {"stable": "0.9.0"}})
+    registry = registry_with_faults(folder / "registry")
+    with running_service(folder, config, {"MODEL_REGISTRY_URI": str(registry)}, wait_ready=False) as running:
         yield running
 
 
@@ -112,16 +108,27 @@ def test_the_legacy_entry_with_a_window_of_1000_serves(faulty: Service) -> None:
 def test_a_deploy_of_an_unknown_version_keeps_the_old_one_serving(faulty: Service) -> None:
     document = yaml.safe_load(faulty.config.read_text())
     for deployment in document["applications"][0]["deployments"]:
-        if deployment["name"] == "kettle":
-            deployment["user_config"] = {"model_version": "9.9.9"}
+        if deployment["name"] == "rollout":
+            deployment["user_config"]["kettle"] = {"stable": "9.9.9"}
     document["http_options"]["port"] = int(faulty.url.rsplit(":", 1)[1])
     faulty.serve_api().deploy(document)
-    refused = wait_for_refusal(faulty, "kettle", "9.9.9")
-    print(f"kettle refused: {refused}")
+    end = time.monotonic() + 60
+    while "9.9.9" not in (reason := rollout_reason(faulty)):
+        assert time.monotonic() < end, reason
+        time.sleep(0.5)
+    print(f"refused: {reason}")
+    assert "kettle.stable: there is no version '9.9.9'" in reason
+    active = Registry.load().active("kettle").model_version
     with faulty.client() as client:
         states = {a["appliance_id"]: a for a in read_models(client)["appliances"]}
-        assert states["kettle"]["serving_version"] == Registry.load().active("kettle").model_version
+        assert states["kettle"]["serving_version"] == active
         window = [0.2] * shape_of(client, "kettle")["input_window_size"]
         body = {"building_id": "b", "appliance_id": "kettle", "window": window}
         reply = client.post("/infer", json=body)
-    assert (reply.status_code, reply.json()["model_version"]) == (200, Registry.load().active("kettle").model_version)
+    assert (reply.status_code, reply.json()["model_version"]) == (200, active)
+
+
+def rollout_reason(service: Service) -> str:
+    """What `serve status` says of the deployment that holds the rollout."""
+    (application,) = service.serve_api().applications() or ()
+    return next(one.reason for one in application.deployments if one.name == "rollout")

@@ -393,3 +393,26 @@ async def test_versions_of_before_are_freed_after_the_switch(kettle: Kettle) -> 
     await freed(old[0])
     await freed(old[2])
     assert old[1]() is kettle.serving.stable
+
+
+async def test_a_replica_whose_pass_hangs_or_that_follows_nobody_is_replaced(
+    kettle: Kettle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = kettle.model
+    model._following = asyncio.create_task(asyncio.sleep(60))
+    await deploy(kettle.versions, plan("1.0.0"))
+    behaviour = Behaviour(kettle, Role.STABLE, monkeypatch)
+    behaviour.open.clear()
+    waiting = asyncio.create_task(model.infer(request()))
+    await behaviour.started()
+    model.check_health()
+    monkeypatch.setattr(appliance, "HUNG_S", 0.0)
+    with pytest.raises(RuntimeError, match="hangs"):
+        model.check_health()
+    behaviour.open.set()
+    await waiting
+    model.check_health()
+    model._following.cancel()
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="follows nobody"):
+        model.check_health()
