@@ -27,6 +27,7 @@ from serve_app.cli.rollout_file import RolloutFile, RolloutFileError
 DEFAULT_PORT = 8000
 """Serve's own default, used when neither `--port`, `PORT` nor the configuration says otherwise."""
 
+OUR_MODULE = "serve_app."
 LOCK_FILE_NAME = "run.lock"
 LOOPBACK = "127.0.0.1"
 ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - what a container has to listen on to be reached
@@ -72,7 +73,13 @@ def load_serve_config(path: Path, port: int | None, host: str) -> ServeConfig:
 
 
 def check_rollout(path: Path) -> None:
-    """Refuse versions that are not registered, or plans that make no sense, with the line of each."""
+    """Refuse versions that are not registered, or plans that make no sense, with the line of each.
+
+    Of a configuration with our application in it; another application has no rollouts.
+    """
+    applications: Any = _parse(path)["applications"]
+    if not any(str(one.get("import_path", "")).startswith(OUR_MODULE) for one in _mappings(applications)):
+        return
     try:
         file = RolloutFile.read(path)
         file.plans(registry_source().registry())

@@ -21,6 +21,7 @@ from deployments.rollout_plan import RolloutPlan
 from models.registry import Registry, RegistryError
 from serve_app.cli import rollout_words as words
 from serve_app.cli.cluster_connection import Address
+from serve_app.cli.preflight import LOOPBACK, PreflightRefused, load_serve_config
 from serve_app.cli.rollout_cluster import RolloutCluster
 from serve_app.cli.rollout_file import RolloutFile, RolloutFileError
 from serve_app.cli.train import fail
@@ -160,6 +161,10 @@ def _registry() -> Registry:
 
 def _read(config: Path) -> tuple[RolloutFile, dict[str, RolloutPlan], Registry]:
     file = _file(config)
+    try:
+        load_serve_config(config, None, LOOPBACK)
+    except PreflightRefused as refused:
+        fail(str(refused))
     known = _registry()
     return file, _plans(file, known), known
 

@@ -144,11 +144,12 @@ def test_two_hundred_at_once_share_batches_and_commits(service: Service) -> None
     assert min(largest.values()) > 1
 
 
-def test_serve_shows_one_deployment_per_appliance_and_the_four_others(service: Service) -> None:
+def test_serve_shows_one_deployment_per_appliance_and_the_five_others(service: Service) -> None:
     (application,) = service.serve_api().applications() or ()
     assert (application.name, application.status) == ("nilm", "RUNNING")
     statuses = {deployment.name: deployment.status for deployment in application.deployments}
-    assert statuses == dict.fromkeys(APPLIANCES | {"ingress", "persistence", "history", "coordinator"}, "HEALTHY")
+    others = {"ingress", "persistence", "history", "coordinator", "rollout"}
+    assert statuses == dict.fromkeys(APPLIANCES | others, "HEALTHY")
 
 
 def test_refusals_over_the_wire_are_problems_and_the_next_request_works(service: Service) -> None:
