@@ -13,8 +13,8 @@ from models.registry import Registry, RegistryEntry, RegistryError
 from serve_app.problems import Problem, Problems
 from serve_app.questions import Answering, Asker
 
-RELOAD_MARGIN_S = 1.0
-"""Of the request's time, for the answer to come back."""
+INGRESSES_S = 4.0
+"""Of the request's time, for the ingresses: they only read the registry, and load nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ class Reload:
 
     async def everywhere(self, wait_s: float) -> tuple[RolloutOverview, Answers]:
         """What the replicas of models, and those of ingresses, say afterwards. Raises Problem 503."""
-        models_s = max(0.0, wait_s - RELOAD_MARGIN_S)
+        models_s = max(0.0, wait_s - INGRESSES_S)
         try:
             async with asyncio.timeout(wait_s):
                 overview: RolloutOverview = await self._coordinator.reload.remote(models_s)
         except Exception as error:
             detail = "The replicas of the models could not be reached; what serves goes on."
             raise Problem(Problems.COORDINATION_UNAVAILABLE, detail, retry_after_s=2) from error
-        return overview, await self._asker.ask(RereadRegistry(), RELOAD_MARGIN_S)
+        return overview, await self._asker.ask(RereadRegistry(), INGRESSES_S)

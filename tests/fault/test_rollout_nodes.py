@@ -60,17 +60,23 @@ class Nodes:
 
     def reload(self) -> list[dict[str, Any]]:
         """POST /admin/reload-models, by replica."""
-        with self.service.client() as client:
-            reply = client.post("/admin/reload-models", headers=self.bench.operator)
-        assert reply.status_code == 200, reply.text
-        return list(reply.json()["replicas"])
+        end = time.monotonic() + 60
+        while True:
+            with self.service.client() as client:
+                reply = client.post("/admin/reload-models", headers=self.bench.operator)
+            if reply.status_code == 200:
+                return list(reply.json()["replicas"])
+            # A node that starts leaves two cores no time for anything else; the answer says to come back.
+            assert reply.status_code == 503, reply.text
+            assert time.monotonic() < end, reply.text
+            time.sleep(float(reply.headers["Retry-After"]))
 
     def until_two(self) -> list[dict[str, Any]]:
         """Their reports, once there are two and nothing is under way."""
         end = time.monotonic() + 120
         while True:
             found = self.reload()
-            if len({one["node"] for one in found}) == 2 and all(one["settled"] for one in found):
+            if len(found) == len({one["node"] for one in found}) == 2 and all(one["settled"] for one in found):
                 return found
             assert time.monotonic() < end, found
             time.sleep(1)
