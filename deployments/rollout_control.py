@@ -36,6 +36,7 @@ GONE_AFTER_S = LISTEN_S + 4.0
 """A replica that has not reported for this long is no longer waited for."""
 LEAD_S = 0.3
 """From the decision to the common switch: every replica has heard of it by then."""
+LOAD_TIMEOUT = "load_timeout"
 PREPARE_TIMEOUT_S = 60.0
 """A load that takes longer hangs."""
 LEARNING_S = 15.0
@@ -82,7 +83,7 @@ class RolloutControl:
             if one.preparing is not None and self._uptime() > one.prepare_until:
                 late = [r for r, known in one.replicas.items() if known.report.prepared != one.preparing.number]
                 detail = f"not ready after {PREPARE_TIMEOUT_S:g} s on {', '.join(late)}"
-                await self._refuse(name, RefusedVersion(one.preparing.plan.versions[-1], "load_timeout", detail))
+                await self._refuse(name, RefusedVersion(one.preparing.plan.versions[-1], LOAD_TIMEOUT, detail))
             await self._switch_when_ready(name)
             await self._guard(name)
 
@@ -189,7 +190,9 @@ class RolloutControl:
         one = self._appliances[name]
         if one.preparing is not None and one.preparing.plan == plan:
             return
-        if one.preparing is None and not fresh and plan == one.refused_plan:
+        hung = one.refused is not None and one.refused.reason == LOAD_TIMEOUT
+        if one.preparing is None and plan == one.refused_plan and (hung or not fresh):
+            # A gate that starts again offers as fresh, and each load that hangs keeps a thread for good.
             return
         if one.active is not None and one.active.plan == plan and one.preparing is None:
             one.refused_plan = None  # back to what serves

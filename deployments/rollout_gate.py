@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 from deployments.registry_source import registry_source
@@ -55,11 +56,16 @@ class RolloutGate:
         except (PlanRefused, RegistryError) as error:
             await self._tell_refusal(str(error), json.dumps(user_config, default=str))
             raise RolloutRefused(str(error)) from None
-        pairs = tuple(plans.items())
-        refused = _reasons(await self._offer(Offer(pairs, fresh=True), OFFER_WAIT_S))
-        if refused:
-            raise RolloutRefused(refused)
-        self._repeating = asyncio.create_task(self._repeat(Offer(pairs, fresh=False)))
+        offer = Offer(tuple(plans.items()), fresh=True)
+        try:
+            refused = _reasons(await self._offer(offer, OFFER_WAIT_S))
+        except Exception as error:  # noqa: BLE001 - whatever a dead coordinator raises, it is told when it is back
+            logger.warning("the coordinator is away: %s", type(error).__name__)
+        else:
+            if refused:
+                raise RolloutRefused(refused)
+            offer = replace(offer, fresh=False)
+        self._repeating = asyncio.create_task(self._repeat(offer))
 
     def check_health(self) -> None:
         """Raises when what was accepted could not be carried out after all: a load that hung, for example."""
@@ -72,7 +78,7 @@ class RolloutGate:
             await asyncio.sleep(REPEAT_S)
             try:
                 self._refused = _reasons(await self._offer(offer, 0.0))
-                away = False
+                away, offer = False, replace(offer, fresh=False)
             except Exception as error:  # noqa: BLE001 - whatever a dead coordinator raises, it is told again
                 if not away:
                     logger.warning("the coordinator is away: %s", type(error).__name__)

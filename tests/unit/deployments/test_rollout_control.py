@@ -144,6 +144,13 @@ async def test_a_load_that_hangs_is_refused_in_time() -> None:
     assert (refused.model_version, refused.reason) == ("2.0.0", "load_timeout")
     assert refused.detail == "not ready after 60 s on b"
     assert bench.active().plan == ONE
+    # The gate starts again, because it was refused, and offers as fresh; each attempt would keep a thread for good.
+    await bench.offer(CANARY)
+    assert bench.rollout().preparing is None
+    assert bench.rollout().refused == refused
+    reload = asyncio.create_task(bench.control.reload(0.01))
+    await reload
+    assert bench.preparing().plan == CANARY
 
 
 async def test_a_dead_replica_is_not_waited_for() -> None:

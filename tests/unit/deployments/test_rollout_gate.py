@@ -169,5 +169,17 @@ async def test_a_call_that_hangs_ends(bench: Bench, monkeypatch: pytest.MonkeyPa
         await asyncio.Event().wait()
 
     bench.coordinator.offer = Method(hang)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(bench.gate.reconfigure(GOOD), 5)
+    await asyncio.wait_for(bench.gate.reconfigure(GOOD), 5)
+
+
+async def test_a_deploy_while_the_coordinator_is_away_is_offered_as_new_when_it_is_back(bench: Bench) -> None:
+    bench.coordinator.outcome = ConnectionError("no replica")
+    await bench.gate.reconfigure(GOOD)
+    await bench.coordinator.offered(3)
+    assert all(offer.fresh for offer, _ in bench.coordinator.offers)
+    bench.coordinator.outcome = DONE
+    before = len(bench.coordinator.offers)
+    await bench.coordinator.offered(before + 3)
+    assert bench.coordinator.offers[before][0].fresh
+    assert not bench.coordinator.offers[-1][0].fresh
+    bench.gate.check_health()
