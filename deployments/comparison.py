@@ -25,6 +25,8 @@ QUEUE_WINDOWS = 128
 """Windows that may wait: more than that, and live traffic leaves no time for them."""
 BATCH_WINDOWS = 16
 """One pass is short, so that a live window that arrives meanwhile shares the core with it for a moment only."""
+PASS_S = 30.0
+"""Of a pass that hangs, nothing is waited for any longer."""
 STARVED_SHARE = 0.5
 STARVED_S = 0.01
 """A pass whose thread was without a core for more than that share of its time, and that long: the machine has no time
@@ -56,11 +58,13 @@ class Comparison:
         self._queue: deque[Answered] = deque()
         self._working: asyncio.Task[None] | None = None
         self._failing: set[str] = set()
+        self._hung: LoadedModel | None = None
         self._rests_until = 0.0
 
     def offer(self, answered: Answered) -> None:
         """Takes the window, or drops it when too many wait or there is no time to spare."""
-        if len(self._queue) >= QUEUE_WINDOWS or time.monotonic() < self._rests_until:
+        full, resting = len(self._queue) >= QUEUE_WINDOWS, time.monotonic() < self._rests_until
+        if full or resting or answered.other is self._hung:
             self._tally.dropped(answered.plan, answered.role, 1)
             return
         self._queue.append(answered)
@@ -99,7 +103,14 @@ class Comparison:
             outputs = other.predict(windows)
             return outputs, time.perf_counter() - started, time.thread_time() - started_cpu
 
-        outputs, forward_s, core_s = await in_background(predict)
+        try:
+            async with asyncio.timeout(PASS_S):
+                outputs, forward_s, core_s = await in_background(predict)
+        except TimeoutError:
+            # Its thread is lost, and another would be lost with the next batch.
+            self._hung = other
+            self.drop_waiting()
+            raise
         if forward_s - core_s > max(STARVED_S, STARVED_SHARE * forward_s):
             self._rests_until = time.monotonic() + REST_S
             self.drop_waiting()

@@ -150,7 +150,7 @@ def check_against(registry: Registry, plans: Mapping[str, RolloutPlan]) -> None:
                 continue
             entry = _resolved(registry, appliance, other.version, keys, faults)
             if entry is not None and stable is not None:
-                faults += [PlanFault(keys, detail) for detail in _misfits(entry, stable)]
+                faults += [PlanFault(keys, detail) for detail in misfits(entry, stable)]
     if faults:
         raise PlanRefused(tuple(faults))
 
@@ -181,7 +181,7 @@ def _resolved(
         return None
 
 
-def _misfits(entry: RegistryEntry, stable: RegistryEntry) -> list[str]:
+def misfits(entry: RegistryEntry, stable: RegistryEntry) -> list[str]:
     """Why a client of the stable version cannot be answered by this one: both must take the same windows."""
     pairs = {
         "windows of {} samples": (entry.input_window_size, stable.input_window_size),

@@ -50,7 +50,7 @@ class Ingress:
         quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)
         replica = serve.get_replica_context().replica_id.unique_id
         self._catalogue = catalogue
-        known_models = KnownModels(registry_source().registry)
+        known_models = KnownModels(registry_source().registry, logger)
         answering = {**answers_of(grants), **known_models.answering()}
         self._listener = Listener(coordinator, replica, answering, lambda: grants.invalidate(None), logger)
         asker = Asker(coordinator, replica)
@@ -77,7 +77,8 @@ class Ingress:
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
         # Not waited for: a provider that hangs must not keep this replica from starting; readiness tells meanwhile.
-        works = (self._catalogue.run(), self._listener.run(), self._services.verifier.start())
+        known_models = self._services.known_models.run(self._catalogue.rollouts)
+        works = (self._catalogue.run(), self._listener.run(), known_models, self._services.verifier.start())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             yield

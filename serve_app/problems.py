@@ -65,7 +65,7 @@ class Problems(Enum):
     IDENTITY_UNAVAILABLE = ProblemType("identity_unavailable", 503, "Tokens cannot be verified now", retryable=True)
     GRANTS_UNAVAILABLE = ProblemType("grants_unavailable", 503, "Access cannot be looked up now", retryable=True)
     COORDINATION_UNAVAILABLE = ProblemType(
-        "coordination_unavailable", 503, "The ingress replicas cannot be reached now", retryable=True
+        "coordination_unavailable", 503, "Not every replica can be reached now", retryable=True
     )
     MODEL_UNAVAILABLE = ProblemType("model_unavailable", 503, "The model cannot answer now", retryable=True)
     STORE_UNAVAILABLE = ProblemType("store_unavailable", 503, "The store cannot be used now", retryable=True)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from deployments.noticeboard import LISTEN_S, Answers, Heard
+from deployments.noticeboard import LISTEN_S, Answers, Heard, Question
 from serve_app.problems import Problem, Problems
 
 RETRY_S = 1.0
@@ -32,6 +32,7 @@ class Listener:
         self._missed = missed
         self._logger = logger
         self._heard_until: int | None = None
+        self._answers: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Listens until cancelled."""
@@ -58,12 +59,19 @@ class Listener:
             self._missed()
         self._heard_until = heard.last_number
         for question in heard.questions:
-            await self._coordinator.answer.remote(self._replica, question.number, await self._answer(question.asked))
+            # Not waited for: while one is answered, the next is heard.
+            task = asyncio.create_task(self._answer(question))
+            self._answers.add(task)
+            task.add_done_callback(self._answers.discard)
 
-    async def _answer(self, asked: object) -> dict[str, Any]:
-        answer = self._answering.get(type(asked))
-        # Of a newer version of us, which knows how to read an empty answer.
-        return {} if answer is None else await answer(asked)
+    async def _answer(self, question: Question) -> None:
+        answer = self._answering.get(type(question.asked))
+        try:
+            # Of a newer version of us, which knows how to read an empty answer.
+            said = {} if answer is None else await answer(question.asked)
+            await self._coordinator.answer.remote(self._replica, question.number, said)
+        except Exception as error:  # noqa: BLE001 - whoever asked is told that this replica is silent
+            self._logger.warning("a question was not answered", extra={"fields": {"error": type(error).__name__}})
 
 
 class Asker:
@@ -88,5 +96,5 @@ class Asker:
 
 
 def _unreachable() -> Problem:
-    detail = "Not every ingress replica could be reached; caches still end by themselves within their lifetime."
+    detail = "Not every ingress replica could be reached, and may not have done what was asked; ask again."
     return Problem(Problems.COORDINATION_UNAVAILABLE, detail, retry_after_s=2)

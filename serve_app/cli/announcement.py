@@ -44,6 +44,7 @@ def announce(
         + (f"\nexport {REGISTRY_VARIABLE}={shlex.quote(registry)}" if registry else ""),
     )
     serve = f". {shlex.quote(str(shell_file))} && {shlex.quote(str(Path(sys.executable).with_name('serve')))}"
+    nilm = shlex.quote(str(Path(sys.executable).with_name("nilm")))
     lines = [
         f"{'Running, NOT ready,' if not_ready else 'Ready'} after {seconds:.0f} s. "
         f"Ctrl-C drains and stops; data stays in {cluster.data_dir}",
@@ -53,7 +54,8 @@ def announce(
         f"  Dashboard    {cluster.dashboard_url}  (its token: cat {shlex.quote(str(cluster.token_path))})",
         f"  Logs         {cluster.serve_logs}  (until it stops)",
         f"  Status       {serve} status",
-        f"  New models   edit {config.path}, then: {serve} deploy {shlex.quote(str(config.path.absolute()))}",
+        f"  New models   edit {config.path}, then: . {shlex.quote(str(shell_file))} && "
+        f"{nilm} rollout apply --config {shlex.quote(str(config.path.absolute()))}",
     ]
     if not production:
         lines += _first_request(config, cluster)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from serve_app.cli.serve_api import one_line
 from serve_app.cli.train import fail
 
 CONNECT_S = 3.0
@@ -47,7 +48,7 @@ def joined(address: str) -> Iterator[str]:
     try:
         context = ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
-        fail(f"the cluster at {address} does not let us in: {str(error).splitlines()[0]}")
+        fail(f"the cluster at {address} does not let us in: {one_line(str(error)) or type(error).__name__}")
     try:
         yield f"http://{context.dashboard_url}"
     finally:

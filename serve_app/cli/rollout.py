@@ -7,6 +7,7 @@ The file is the only place where versions are chosen; these commands read and ed
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from deployments.registry_source import registry_source
-from deployments.rollout_contracts import RolloutOverview
+from deployments.rollout_contracts import Directive, RolloutOverview
 from deployments.rollout_plan import RolloutPlan
 from models.registry import Registry, RegistryError
 from serve_app.cli import rollout_words as words
@@ -47,17 +48,17 @@ console = Console(highlight=False, markup=False)
 @rollout.command()
 def plan(config: ConfigFile = DEFAULT_CONFIG, address: Address = "") -> None:
     """Say in words what applying the file would change in the running system. Changes nothing."""
-    file, wanted, known = _read(config)
-    with RolloutCluster.connect(address, file.application) as cluster:
-        _print_changes(cluster.overview(), wanted, known)
+    checked = _checked(_file(config))
+    with RolloutCluster.connect(address, checked.file.application) as cluster:
+        _print_changes(cluster.overview(), checked)
 
 
 @rollout.command()
 def apply(config: ConfigFile = DEFAULT_CONFIG, address: Address = "") -> None:
     """Apply the file, as `serve deploy` does, and wait until every replica serves it or one has refused it."""
-    file, wanted, known = _read(config)
-    with RolloutCluster.connect(address, file.application) as cluster:
-        _apply(cluster, file, wanted, known)
+    checked = _checked(_file(config))
+    with RolloutCluster.connect(address, checked.file.application) as cluster:
+        _apply(cluster, checked)
 
 
 @rollout.command()
@@ -76,7 +77,7 @@ def status(
                 try:
                     while True:
                         time.sleep(WATCH_S)
-                        overview = cluster.overview()
+                        overview = cluster.overview_if_there() or overview
                         live.update(_table(overview), refresh=True)
                 except KeyboardInterrupt:
                     pass
@@ -95,18 +96,18 @@ def promote(
     """Make the canary of an appliance its stable version: edits the file, and applies it."""
     file = _file(config)
     with RolloutCluster.connect(address, file.application) as cluster:
-        running = {one.appliance_id: one for one in cluster.overview().appliances}.get(appliance)
+        running = _running(cluster.overview())
+        _refuse_other_edits(file, running, {appliance})
         try:
             version = file.promote(appliance)
         except RolloutFileError as error:
             fail(str(error))
-        active = running.active if running else None
+        active = running.get(appliance)
         if active is None or active.plan.canary is None or active.plan.canary.version != version:
             fail(f"{version} is not the running canary of {appliance}: apply the file first, and watch it")
         if active.demoted is not None:
             fail(f"{version} was demoted: {active.demoted.reason}. Nothing is changed")
-        known = _registry()
-        _write_and_apply(cluster, file, known)
+        _write_and_apply(cluster, file)
 
 
 @rollout.command()
@@ -117,17 +118,28 @@ def rollback(
     config: ConfigFile = DEFAULT_CONFIG,
     address: Address = "",
 ) -> None:
-    """Go back to what was applied before: edits the file, and applies it. Twice is back where you were."""
+    """Go back to what was applied before: edits the file, and applies it. Twice is back where you were.
+
+    When the file says something else than what runs, because it was refused or not applied, what runs is put back into
+    the file, and nothing else. A canary that was demoted does not come back.
+    """
     file = _file(config)
     with RolloutCluster.connect(address, file.application) as cluster:
-        before = words.plans_before(cluster.journal(HISTORY_ENTRIES), appliance)
+        running = _running(cluster.overview())
+        edited = {name for name in _edited(file, running) if appliance in (None, name)}
+        if edited:
+            before = {name: running[name].plan for name in edited}
+        else:
+            plans = {name: one.plan for name, one in running.items()}
+            before = words.plans_before(cluster.journal(HISTORY_ENTRIES), plans, appliance)
         if not before:
             fail(f"nothing older is known of {appliance or 'any appliance'}: see `nilm rollout history`")
+        _refuse_other_edits(file, running, set(before))
         try:
             file.replace(words.yaml_plans(file.user_config, before))
         except RolloutFileError as error:
             fail(str(error))
-        _write_and_apply(cluster, file, _registry())
+        _write_and_apply(cluster, file)
 
 
 @rollout.command()
@@ -152,78 +164,82 @@ def _file(config: Path) -> RolloutFile:
         fail(str(error))
 
 
-def _registry() -> Registry:
+@dataclass(frozen=True)
+class _Checked:
+    """A configuration that Serve and the registry would take: the file, its plans, and what is deployed."""
+
+    file: RolloutFile
+    plans: dict[str, RolloutPlan]
+    registry: Registry
+    document: dict[str, object]
+
+
+def _checked(file: RolloutFile) -> _Checked:
+    """What is on disk, or the command ends with the line to mend."""
     try:
-        return registry_source().registry()
-    except RegistryError as error:
+        document = load_serve_config(file.path, None, LOOPBACK).document
+        registry = registry_source().registry()
+        return _Checked(file, file.plans(registry), registry, document)
+    except (PreflightRefused, RegistryError, RolloutFileError) as error:
         fail(str(error))
 
 
-def _read(config: Path) -> tuple[RolloutFile, dict[str, RolloutPlan], Registry]:
-    file = _file(config)
+def _running(overview: RolloutOverview) -> dict[str, Directive]:
+    return {one.appliance_id: one.active for one in overview.appliances if one.active is not None}
+
+
+def _edited(file: RolloutFile, running: dict[str, Directive]) -> set[str]:
+    """Appliances of which the file says something else than what runs."""
+    return {name for name, one in running.items() if not words.says(file.user_config.get(name), one.plan)}
+
+
+def _refuse_other_edits(file: RolloutFile, running: dict[str, Directive], about: set[str]) -> None:
+    """Who goes back with one appliance does not mean what somebody has begun to write about another."""
+    others = sorted(_edited(file, running) - about)
+    if others:
+        fail(f"{file.path} says something else of {', '.join(others)} than what runs: apply that first, or undo it")
+
+
+def _write_and_apply(cluster: RolloutCluster, file: RolloutFile) -> None:
     try:
-        load_serve_config(config, None, LOOPBACK)
-    except PreflightRefused as refused:
-        fail(str(refused))
-    known = _registry()
-    return file, _plans(file, known), known
-
-
-def _plans(file: RolloutFile, registry: Registry) -> dict[str, RolloutPlan]:
-    try:
-        return file.plans(registry)
-    except RolloutFileError as error:
-        fail(str(error))
-
-
-def _write_and_apply(cluster: RolloutCluster, file: RolloutFile, registry: Registry) -> None:
-    wanted = _plans(file, registry)
-    try:
+        file.plans(registry_source().registry())
         file.write()
-    except RolloutFileError as error:
+    except (RolloutFileError, RegistryError) as error:
         fail(str(error))
     console.print(f"edited {file.path}", soft_wrap=True)
-    _apply(cluster, file, wanted, registry)
+    _apply(cluster, _checked(file))
 
 
-def _apply(cluster: RolloutCluster, file: RolloutFile, wanted: dict[str, RolloutPlan], registry: Registry) -> None:
+def _apply(cluster: RolloutCluster, checked: _Checked) -> None:
     before = cluster.overview()
-    _print_changes(before, wanted, registry)
-    cluster.deploy(file.path)
+    _print_changes(before, checked)
+    cluster.deploy(checked.document)
     started = time.monotonic()
     with console.status("waiting for every replica"):
-        while (refused := _outcome(cluster.overview(), before, wanted, time.monotonic() - started)) is None:
-            if time.monotonic() - started > APPLY_TIMEOUT_S:
+        while True:
+            waited_s = time.monotonic() - started
+            now = cluster.overview_if_there()
+            outcome = None if now is None else words.outcome(now, before, checked.plans, waited_s > REFUSED_AFTER_S)
+            if now is not None and outcome is not None:
+                break
+            if waited_s > APPLY_TIMEOUT_S:
                 fail(f"not applied within {APPLY_TIMEOUT_S:g} s; see `nilm rollout status` and `serve status`")
             time.sleep(POLL_S)
-    if refused:
-        fail(f"refused, and nothing changed: {refused}")
+    if outcome:
+        for sentence in outcome:
+            console.print(sentence, soft_wrap=True)
+        fail(f"refused; what is named keeps what it had, and {checked.file.path} stays as it is")
     console.print(f"every replica serves it, {time.monotonic() - started:.1f} s after the deploy")
+    found = words.troubles(now)
+    for sentence in found:
+        console.print(sentence, soft_wrap=True)
+    if found:
+        raise typer.Exit(1)
 
 
-def _outcome(
-    now: RolloutOverview, before: RolloutOverview, wanted: dict[str, RolloutPlan], waited_s: float
-) -> str | None:
-    """Why it was refused; empty: it is applied; None: neither yet."""
-    news = now.refusals_total > before.refusals_total or waited_s > REFUSED_AFTER_S
-    if now.refused_config is not None and news:
-        return now.refused_config
-    for one in now.appliances:
-        if one.refused is not None and one.refused_plan == wanted.get(one.appliance_id) and news:
-            return f"{one.appliance_id}: {one.refused.model_version}: {one.refused.reason}: {one.refused.detail}"
-    served = all(
-        one.active is not None
-        and one.active.plan == wanted.get(one.appliance_id)
-        and one.preparing is None
-        and all(replica.number == one.active.number for replica in one.replicas)
-        for one in now.appliances
-    )
-    return "" if served and now.refused_config is None else None
-
-
-def _print_changes(overview: RolloutOverview, wanted: dict[str, RolloutPlan], registry: Registry) -> None:
+def _print_changes(overview: RolloutOverview, checked: _Checked) -> None:
     running = {one.appliance_id: one for one in overview.appliances}
-    for sentence in words.changes(running, wanted, registry) or ["no change of versions"]:
+    for sentence in words.changes(running, checked.plans, checked.registry) or ["no change of versions"]:
         console.print(sentence, soft_wrap=True)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, cast
 
 from deployments.history_contracts import HistoryFailed
 from deployments.journal_contracts import JournalEntry
@@ -26,7 +26,7 @@ TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 @dataclass(frozen=True)
 class RolloutCluster:
-    """Connected. Every method ends the command with one sentence when the cluster does not answer."""
+    """Connected. Methods end the command with one sentence when the cluster does not answer."""
 
     application: str
     api: ServeApi
@@ -44,31 +44,39 @@ class RolloutCluster:
 
     def overview(self) -> RolloutOverview:
         """What every appliance serves."""
-        overview: RolloutOverview = self._ask("coordinator", "status")
-        return overview
+        overview = self._ask("coordinator", "status")
+        if overview is None:
+            fail(f"the coordinator of application {self.application} does not answer")
+        return cast(RolloutOverview, overview)
+
+    def overview_if_there(self) -> RolloutOverview | None:
+        """The same, or None: while one waits or watches, the coordinator may be restarting."""
+        return cast(RolloutOverview | None, self._ask("coordinator", "status"))
 
     def journal(self, limit: int) -> list[JournalEntry]:
         """What happened, newest first."""
         entries = self._ask("history", "journal", limit)
-        if isinstance(entries, HistoryFailed):
-            fail(f"the store cannot be read now: {entries.detail}")
+        if entries is None or isinstance(entries, HistoryFailed):
+            fail(f"the store cannot be read now: {entries.detail if entries else 'history does not answer'}")
         return list(entries)
 
-    def deploy(self, config: Path) -> None:
-        """What `serve deploy` does, except that one that failed before is tried again."""
-        document = yaml.safe_load(config.read_text(encoding="utf-8"))
-        for application in document["applications"]:
-            for deployment in application.get("deployments", []):
+    def deploy(self, document: Mapping[str, object]) -> None:
+        """What `serve deploy` does with a checked configuration, except that one that failed before is tried again."""
+        sent = copy.deepcopy(dict(document))
+        applications: Any = sent["applications"]
+        for application in applications:
+            for deployment in application.get("deployments") or []:
                 if deployment["name"] == DEPLOYMENT:
                     deployment["user_config"][ATTEMPT_KEY] = datetime.now(UTC).isoformat()
         # Where the service listens is decided at its start, and may be another port than the file's.
-        document.pop("http_options", None)
+        sent.pop("http_options", None)
         try:
-            self.api.deploy(document)
+            self.api.deploy(sent)
         except ServeApiError as error:
             fail(str(error))
 
     def _ask(self, deployment: str, method: str, *arguments: object) -> Any:
+        """None when it does not answer."""
         from ray import serve  # noqa: PLC0415 - it takes seconds to import
         from ray.exceptions import RayError  # noqa: PLC0415
         from ray.serve.exceptions import RayServeException  # noqa: PLC0415
@@ -76,16 +84,20 @@ class RolloutCluster:
         try:
             handle = serve.get_deployment_handle(deployment, self.application)
             return getattr(handle, method).remote(*arguments).result(timeout_s=ANSWER_S)
-        except (TimeoutError, RayError, RayServeException) as error:
-            fail(f"{deployment} of application {self.application} does not answer ({type(error).__name__})")
+        except (TimeoutError, RayError, RayServeException):
+            return None
 
 
 def _token() -> str:
-    """The cluster's, as Ray itself finds it."""
-    path = os.environ.get(TOKEN_PATH_VARIABLE)
-    if path:
+    """The cluster's, where Ray itself looks for it; empty for a cluster without."""
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    path = Path(os.environ.get(TOKEN_PATH_VARIABLE) or Path.home() / ".ray" / "auth_token")
+    if not token and (path.is_file() or TOKEN_PATH_VARIABLE in os.environ):
         try:
-            return Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            fail(f"{TOKEN_PATH_VARIABLE}: {error.strerror}")
-    return os.environ.get(TOKEN_VARIABLE, "")
+            token = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            fail(f"the cluster's token cannot be read from {path}")
+    token = token.strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        fail("the cluster's token holds characters that no token has")
+    return token

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 
 from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.rollout_contracts import ApplianceRollout, Role, RolloutOverview, VersionCounts
-from deployments.rollout_plan import Canary, GuardBounds, PlanRefused, RolloutPlan, plain, read_plans
+from deployments.rollout_plan import Canary, GuardBounds, PlanRefused, RolloutPlan, misfits, plain, read_plans
 from models.registry import Registry, RegistryError
 
 STATUS_COLUMNS = (
     "appliance", "version", "role", "share", "windows", "errors", "slow", "mean ms", "on", "mean W", "other state",
     "power to stable's", "state",
 )  # fmt: skip
+NOT_WRITTEN_YET = 2**63
+"""Above any number: the configuration that runs, while the store has not taken it."""
 HISTORY_COLUMNS = ("when (UTC)", "what", "appliance", "plan or version", "why")
 
 
@@ -30,6 +32,8 @@ def changes(
         if before is None:
             found.append(f"{appliance}: starts with {in_words(plan)}")
         elif before != plan:
+            if now and now.active and now.active.demoted is not None and before.canary is not None:
+                before = replace(before, canary=replace(before.canary, percent=0.0))
             sentences = [*_stable(before, plan), *_canary(before, plan), *_shadow(before, plan), *_guard(before, plan)]
             sentences += _shape(appliance, before, plan, registry)
             if now and now.active and now.active.demoted is not None and plan.canary is not None:
@@ -59,8 +63,8 @@ def troubles(overview: RolloutOverview) -> list[str]:
     """What an operator should know, a sentence each; empty: every appliance serves what was asked for."""
     found = [f"the configuration is refused: {overview.refused_config}"] if overview.refused_config else []
     for one in overview.appliances:
-        if one.active is None:
-            found.append(f"{one.appliance_id}: serves nothing")
+        if one.active is None or not one.replicas:
+            found.append(f"{one.appliance_id}: serves nothing{'' if one.active is None else ', it has no replica'}")
         if one.refused is not None:
             refused = one.refused
             found.append(f"{one.appliance_id}: {refused.model_version} refused: {refused.reason}: {refused.detail}")
@@ -83,6 +87,31 @@ def history_rows(entries: Iterable[JournalEntry]) -> list[tuple[str, ...]]:
     return rows
 
 
+def outcome(
+    now: RolloutOverview, before: RolloutOverview, wanted: Mapping[str, RolloutPlan], late: bool
+) -> list[str] | None:
+    """What was refused of an offer, a sentence each; empty: every replica serves it; None: it is under way.
+
+    `before`: from before the offer. A refusal that was there then is this offer's only when it is `late`.
+    """
+    news = late or now.refusals_total > before.refusals_total
+    if now.refused_config is not None:
+        return [now.refused_config] if news else None
+    refused = []
+    for one in now.appliances:
+        plan = wanted.get(one.appliance_id)
+        if one.preparing is not None or one.active is None:
+            return None
+        if one.refused is not None and plan in (one.refused_plan, None if one.refused_plan else one.active.plan):
+            if not news:
+                return None
+            reason = f"{one.refused.reason}: {one.refused.detail}"
+            refused.append(f"{one.appliance_id}: {one.refused.model_version}: {reason}")
+        elif one.active.plan != plan or not one.replicas or any(r.number != one.active.number for r in one.replicas):
+            return None
+    return refused
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """A plan that an appliance got, and the number of the configuration that brought it."""
@@ -91,26 +120,45 @@ class Applied:
     plan: RolloutPlan
 
 
-def plans_before(entries: Sequence[JournalEntry], appliance: str | None) -> dict[str, RolloutPlan]:
+def plans_before(
+    entries: Sequence[JournalEntry], running: Mapping[str, RolloutPlan], appliance: str | None
+) -> dict[str, RolloutPlan]:
     """The plans from before the last change: of `appliance`, or of all that the last configuration changed.
 
-    `entries` newest first, as the store gives them. Empty when there is nothing older.
+    `entries` newest first, as the store gives them; what runs may not be among them yet. A canary that was demoted is
+    left out of its plan. Empty when there is nothing older.
     """
     sequences: dict[str, list[Applied]] = {}
+    demoted: set[tuple[str, str]] = set()
     for entry in reversed(entries):
         document = json.loads(entry.document)
         plan, name = _plan_of(document), document.get("appliance")
-        if entry.kind is not JournalKind.APPLIED or plan is None or not isinstance(name, str):
-            continue
-        known = sequences.setdefault(name, [])
-        # A restart of the service applies again what was there before.
-        if not known or known[-1].plan != plan:
-            known.append(Applied(int(document.get("offer", 0)), plan))
-    changed = {name: known for name, known in sequences.items() if len(known) > 1}
+        if entry.kind is JournalKind.DEMOTED:
+            demoted.add((str(name), str(document.get("model_version"))))
+        if entry.kind is JournalKind.APPLIED and plan is not None and isinstance(name, str):
+            sequences.setdefault(name, []).append(Applied(int(document.get("offer", 0)), plan))
+    found: dict[str, Applied] = {}
+    for name, now in running.items():
+        known = sequences.get(name, [])
+        offer = known[-1].offer if known and known[-1].plan == now else NOT_WRITTEN_YET
+        for one in reversed(known):
+            canary = one.plan.canary
+            plan = replace(one.plan, canary=None) if canary and (name, canary.version) in demoted else one.plan
+            if plan != now:
+                found[name] = Applied(offer, plan)
+                break
     if appliance is not None:
-        return {appliance: changed[appliance][-2].plan} if appliance in changed else {}
-    last = max((known[-1].offer for known in changed.values()), default=0)
-    return {name: known[-2].plan for name, known in changed.items() if known[-1].offer == last}
+        return {appliance: found[appliance].plan} if appliance in found else {}
+    last = max((one.offer for one in found.values()), default=0)
+    return {name: one.plan for name, one in found.items() if one.offer == last}
+
+
+def says(written: object, plan: RolloutPlan) -> bool:
+    """Whether a part of the file means this plan."""
+    try:
+        return read_plans({"plan": written}, ["plan"])["plan"] == plan
+    except PlanRefused:
+        return False
 
 
 def _plan_of(document: Mapping[str, object]) -> RolloutPlan | None:
@@ -138,7 +186,10 @@ def _canary(before: RolloutPlan, after: RolloutPlan) -> list[str]:
     if new is None:
         if old is None or old.version == after.stable:
             return []
-        return [f"canary {old.version} goes: its {old.percent:g} % of the buildings come to {after.stable}"]
+        whose = (
+            f"its {old.percent:g} % of the buildings come to {after.stable}" if old.percent else "it answers for nobody"
+        )
+        return [f"canary {old.version} goes: {whose}"]
     if old is None or old.version != new.version:
         instead = f" in place of {old.version}" if old else ""
         return [f"canary {new.version}{instead} answers for {new.percent:g} % of the buildings"]
@@ -172,9 +223,7 @@ def _shape(appliance: str, before: RolloutPlan, after: RolloutPlan, registry: Re
         old, new = (registry.resolve(appliance, plan.stable) for plan in (before, after))
     except RegistryError:
         return []  # what ran before may have left the registry
-    if old.input_window_size == new.input_window_size:
-        return []
-    return [f"CLIENTS MUST CHANGE: windows of {new.input_window_size} samples, so far {old.input_window_size}"]
+    return [f"CLIENTS MUST CHANGE: {misfit}" for misfit in misfits(new, old)]
 
 
 def _appliance_rows(one: ApplianceRollout) -> Iterable[tuple[str, ...]]:

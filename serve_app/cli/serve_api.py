@@ -55,7 +55,7 @@ class ServeApi:
     def __init__(self, dashboard_url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
         self._client = httpx.Client(
             base_url=dashboard_url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=ANSWER_TIMEOUT_S,
             trust_env=False,
             transport=transport,
@@ -72,6 +72,8 @@ class ServeApi:
         """Make the running applications those of the document. Returns before they are healthy."""
         try:
             reply = self._client.put(APPLICATIONS_PATH, json=document, timeout=DEPLOY_TIMEOUT_S)
+        except TypeError as error:  # a date, for example, which YAML knows and JSON does not
+            raise ServeApiError(f"the configuration holds a value that is not JSON: {error}") from error
         except httpx.TransportError as error:
             raise ServeApiError(f"Ray's dashboard stopped answering: {error}") from error
         if reply.is_error:

@@ -111,17 +111,19 @@ def _serving(appliance_id: str, catalogue: Catalogue) -> ServingAppliance:
     status = catalogue.appliance(appliance_id)
     rollout = catalogue.rollout(appliance_id)
     active, preparing = (rollout.active, rollout.preparing) if rollout else (None, None)
-    wanted = preparing or active
+    directive = preparing or active
+    wanted = (rollout.refused_plan if rollout else None) or (directive.plan if directive else None)
     refused = rollout.refused if rollout else None
     return ServingAppliance(
         appliance_id=appliance_id,
         ready=status is not None and status.ready,
-        wanted_version=wanted.plan.stable if wanted else "",
+        wanted_version=wanted.stable if wanted else "",
         serving_version=status.model_version if status else None,
         canary=_canary(active) if active else None,
         shadow_version=active.plan.shadow.version if active and active.plan.shadow else None,
         preparing=list(preparing.plan.versions) if preparing else [],
-        refused=f"{refused.model_version}: {refused.reason}: {refused.detail}" if refused else None,
+        # Without its detail, which may name hosts and folders: operators have it in `nilm rollout status` and the log.
+        refused=f"{refused.model_version}: {refused.reason}" if refused else None,
     )
 
 

@@ -191,7 +191,7 @@ def app() -> Any:
         grants=grants,
         quotas=SharedQuotas(unreported, settings.requests_per_minute, logger=logger),
         cache_control=CacheControl(asker),
-        known_models=KnownModels(lambda: Registry((), ROOT)),
+        known_models=KnownModels(lambda: Registry((), ROOT), logger),
         reload=Reload(None, asker),
         catalogue=catalogue,
         predictor=Predictor({}, StoreClient(None), catalogue, grants),

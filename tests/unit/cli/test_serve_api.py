@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import httpx
 import pytest
 
@@ -74,3 +76,16 @@ def test_a_refused_configuration_says_why() -> None:
 )
 def test_one_line_of_a_message(message: str, line: str) -> None:
     assert one_line(message) == line
+
+
+def test_no_token_is_no_header_and_what_json_cannot_hold_is_a_sentence() -> None:
+    seen: list[httpx.Headers] = []
+
+    def dashboard(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers)
+        return httpx.Response(200, json={"applications": {}})
+
+    assert ServeApi("http://dashboard.test", "", httpx.MockTransport(dashboard)).is_up()
+    assert "authorization" not in seen[0]
+    with pytest.raises(ServeApiError, match="not JSON"):
+        ServeApi("http://dashboard.test", "t", httpx.MockTransport(dashboard)).deploy({"day": date(2026, 1, 1)})

@@ -416,3 +416,23 @@ async def test_a_replica_whose_pass_hangs_or_that_follows_nobody_is_replaced(
     await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="follows nobody"):
         model.check_health()
+
+
+async def test_a_shadow_that_hangs_is_given_up_and_another_is_compared(
+    kettle: Kettle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "PASS_S", 0.05)
+    await deploy(kettle.versions, SHADOW)
+    behaviour = Behaviour(kettle, Role.SHADOW, monkeypatch)
+    behaviour.open.clear()
+    await kettle.model.infer(request())
+    await kettle.compared()
+    await kettle.model.infer(request())
+    counts = kettle.counts(Role.SHADOW)
+    assert (counts.errors, counts.dropped) == (1, 1), "its thread is lost; no other is lost with the next window"
+    await deploy(kettle.versions, plan("1.0.0", shadow="2.0.0"))
+    monkeypatch.setattr(comparison, "PASS_S", 20.0)
+    await kettle.model.infer(request())
+    await kettle.compared()
+    assert kettle.counts(Role.SHADOW).compared == 1
+    behaviour.open.set()

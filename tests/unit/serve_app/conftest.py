@@ -446,7 +446,7 @@ async def start(
     source = grants or FixedGrants()
     cache = GrantCache(source)
     registry = Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path())
-    asker, known_models = Asker(coordinator, REPLICA), KnownModels(lambda: registry)
+    asker, known_models = Asker(coordinator, REPLICA), KnownModels(lambda: registry, logger)
     services = Services(
         settings=configuration,
         verifier=TokenVerifier(issuer=ISSUER, secret=SECRET, keys=None),
@@ -471,6 +471,7 @@ async def start(
     listener = Listener(coordinator, REPLICA, answering, lambda: cache.invalidate(None), logger)
     listening = asyncio.create_task(listener.run())
     await asyncio.sleep(0)
+    await known_models.reread()
     app: Any = build_http_app(services, no_background)
     if poll:
         await catalogue.refresh()
