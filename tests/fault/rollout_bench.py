@@ -31,7 +31,11 @@ from tests.integration.service import ADMIN_TOKEN, ROOT, SECRET, Service, read_m
 A, B = "2.0.0", "2.0.1"
 """Two good versions of the kettle, of one network each: the second is the first under another name."""
 APPLIED_WITHIN_S = 90.0
-THROUGHPUT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+THROUGHPUT = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+}
 """As in production: with Serve's defaults 40 requests a second fill two cores, and only queues are measured."""
 
 
