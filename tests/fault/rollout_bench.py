@@ -187,12 +187,12 @@ class RolloutBench:
 
         return await asyncio.to_thread(read)
 
-    async def until(self, what: Any) -> dict[str, Any]:
+    async def until(self, what: Any, within_s: float = APPLIED_WITHIN_S) -> dict[str, Any]:
         """The state, once `what(state)` is true."""
-        end = time.monotonic() + APPLIED_WITHIN_S
+        end = time.monotonic() + within_s
         while not what(state := await self.state()):
             if time.monotonic() > end:
-                raise AssertionError(f"not within {APPLIED_WITHIN_S:g} s: {state}")
+                raise AssertionError(f"not within {within_s:g} s: {state}")
             await asyncio.sleep(0.1)
         return state
 

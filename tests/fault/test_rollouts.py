@@ -199,7 +199,8 @@ async def refusal(bench: RolloutBench, reason: str) -> str:
     end = time.monotonic() + 120
     while True:
         status, text = await asyncio.to_thread(bench.rollout_status)
-        if status == "DEPLOY_FAILED" and reason in text:
+        # A load that hangs is refused after the deploy was done: then the health check says so.
+        if status in ("DEPLOY_FAILED", "UNHEALTHY") and reason in text:
             return text.partition("RolloutRefused: ")[2]
         if time.monotonic() > end:
             raise AssertionError(f"not refused: {status} {text}; {await bench.state()}")
@@ -232,11 +233,12 @@ async def test_a_hanging_load_holds_nobody_and_is_taken_back_at_once(bench: Roll
 async def test_a_wrong_canary_is_demoted(bench: RolloutBench, version: str, guard: Any, reason: str) -> None:
     await calm(bench)
     async with load(bench) as buildings:
-        percent = 50.0
+        percent = 100.0
         bench.deploy({"stable": A, "canary": canary(version, percent), "guard": guard})
         await bench.until(is_canary(percent))
         start = time.monotonic()
-        state = await bench.until(lambda now: now["canary"] and now["canary"]["demoted"])
+        # One NaN in a hundred is known for sure after 375 windows as a rule, and 1,450 at most.
+        state = await bench.until(lambda now: now["canary"] and now["canary"]["demoted"], within_s=240)
         seconds = time.monotonic() - start
         answered = [one for one in buildings.between(start, start + seconds) if one.version == version]
         print(f"\n{version} at {percent:g} %: demoted after {seconds:.1f} s and {len(answered)} of its answers")
