@@ -157,8 +157,8 @@ def test_a_hung_store_is_left_at_the_timeout(influx_server: Any, make_set: MakeS
 
 
 def test_a_deadline_too_near_is_not_the_stores_fault(influx_server: Any, store: InfluxStore, make_set: MakeSet) -> None:
-    influx_server.fault(latency_s=1)
-    [outcome] = store.write([make_set(wait_s=0.2)])
+    influx_server.fault(latency_s=3)
+    [outcome] = store.write([make_set(wait_s=1.0)])
     assert outcome is not None
     assert outcome.failure is PersistFailure.DEADLINE
 
