@@ -97,6 +97,9 @@ class RefusedVersion:
     reason: str
     detail: str
 
+    def __str__(self) -> str:
+        return f"{self.model_version}: {self.reason}: {self.detail}"
+
 
 @dataclass(frozen=True, slots=True)
 class ApplianceStatus:

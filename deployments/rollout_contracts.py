@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 
 from deployments.contracts import RefusedVersion
 from deployments.rollout_plan import RolloutPlan
@@ -20,6 +21,12 @@ class Role(StrEnum):
     STABLE = "stable"
     CANARY = "canary"
     SHADOW = "shadow"
+
+
+def versions_by_role(plan: RolloutPlan) -> dict[Role, str]:
+    """Every version that a plan names."""
+    others = {Role.CANARY: plan.canary, Role.SHADOW: plan.shadow}
+    return {Role.STABLE: plan.stable, **{role: other.version for role, other in others.items() if other is not None}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +59,11 @@ class VersionCounts:
         return self._with(other, -1)
 
     def _with(self, other: VersionCounts, sign: int) -> VersionCounts:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return VersionCounts(*(mine + sign * its for mine, its in pairs))
+        # Not `astuple`, which copies deeply: this runs for every window.
+        return VersionCounts(*(mine + sign * its for mine, its in zip(_sums(self), _sums(other), strict=True)))
+
+
+_sums = attrgetter(*(one.name for one in dataclasses.fields(VersionCounts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,14 @@ class Directive:
     plan: RolloutPlan
     demoted: Demotion | None = None
     activate_at_s: float = 0.0
+
+    @property
+    def versions(self) -> dict[Role, str]:
+        """What replicas hold: a canary that was demoted is not among them."""
+        versions = versions_by_role(self.plan)
+        if self.demoted is not None:
+            versions.pop(Role.CANARY, None)
+        return versions
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from deployments.rollout_contracts import (
     RolloutOverview,
     VersionCounts,
 )
-from deployments.rollout_plan import RolloutPlan, plain
+from deployments.rollout_plan import RolloutPlan, in_words, plain
 from deployments.rollout_state import ApplianceState, KnownReplica, overview_of, settled
 
 WATCHED_LISTEN_S = 1.0
@@ -230,7 +230,7 @@ class RolloutControl:
         at_s = 0.0 if one.active is None else self._now() + LEAD_S
         one.activate(replace(wanted, activate_at_s=at_s))
         if changed:
-            logger.info("%s goes to %s", name, _words(wanted.plan))
+            logger.info("%s goes to %s", name, in_words(wanted.plan))
             self._journal(
                 JournalKind.APPLIED, {"appliance": name, "plan": plain(wanted.plan), "offer": one.offer_number}
             )
@@ -248,8 +248,7 @@ class RolloutControl:
     def _note_refusal(self, name: str, plan: RolloutPlan, refused: RefusedVersion) -> None:
         self._refusals += 1
         logger.error("%s refuses %s: %s (%s)", name, refused.model_version, refused.reason, refused.detail)
-        reason = f"{refused.model_version}: {refused.reason}: {refused.detail}"
-        self._journal(JournalKind.REFUSED, {"appliance": name, "plan": plain(plan), "reason": reason})
+        self._journal(JournalKind.REFUSED, {"appliance": name, "plan": plain(plan), "reason": str(refused)})
 
     async def _guard(self, name: str) -> None:
         one = self._appliances[name]
@@ -337,12 +336,3 @@ class RolloutControl:
 
 
 _JUDGED = (Role.CANARY, Role.STABLE)
-
-
-def _words(plan: RolloutPlan) -> str:
-    parts = [f"stable {plan.stable}"]
-    if plan.canary:
-        parts.append(f"canary {plan.canary.version} at {plan.canary.percent:g} %")
-    if plan.shadow:
-        parts.append(f"shadow {plan.shadow.version} at {plan.shadow.sample:g}")
-    return ", ".join(parts)

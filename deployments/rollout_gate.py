@@ -101,4 +101,4 @@ class RolloutGate:
 
 def _reasons(outcome: OfferOutcome) -> str:
     """Why replicas refused it; empty when they did not."""
-    return "; ".join(f"{name}: {r.model_version}: {r.reason}: {r.detail}" for name, r in outcome.refused)
+    return "; ".join(f"{name}: {refused}" for name, refused in outcome.refused)

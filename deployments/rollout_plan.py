@@ -161,6 +161,18 @@ def plain(plan: RolloutPlan) -> dict[str, Any]:
     return document
 
 
+def in_words(plan: RolloutPlan) -> str:
+    """A plan in one line."""
+    parts = [f"stable {plan.stable}"]
+    if plan.canary:
+        parts.append(f"canary {plan.canary.version} at {plan.canary.percent:g} %")
+    if plan.shadow:
+        parts.append(f"shadow {plan.shadow.version} on {plan.shadow.sample:.0%} of the windows")
+    if plan.guard != GuardBounds():
+        parts.append("bounds of its own")
+    return ", ".join(parts)
+
+
 def is_canary(appliance_id: str, building_id: str, percent: float) -> bool:
     """Whether this building belongs to the `percent` of buildings that a canary of this appliance answers for.
 

@@ -132,12 +132,7 @@ class Versions:
         self._prepared = None
 
     def _load(self, directive: Directive, known: Mapping[tuple[str, str], LoadedModel]) -> dict[Role, LoadedModel]:
-        plan = directive.plan
-        wanted = {Role.STABLE: plan.stable}
-        if plan.canary is not None and directive.demoted is None:
-            wanted[Role.CANARY] = plan.canary.version
-        if plan.shadow is not None:
-            wanted[Role.SHADOW] = plan.shadow.version
+        plan, wanted = directive.plan, directive.versions
         try:
             registry = self._source.registry()
         except RegistryError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from deployments.contracts import ApplianceStatus, StoreStatus
-from deployments.rollout_contracts import ApplianceRollout, Role, RolloutOverview
+from deployments.rollout_contracts import RolloutOverview, versions_by_role
 
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _METHODS = frozenset({"GET", "POST", "OPTIONS", "HEAD"})
@@ -92,7 +92,7 @@ def _add_rollouts(registry: CollectorRegistry, rollouts: RolloutOverview) -> Non
         percent.labels(one.appliance_id).set(canary.percent if canary else 0.0)
         demoted.labels(one.appliance_id).set(float(one.active is not None and one.active.demoted is not None))
         refused.labels(one.appliance_id).set(float(one.refused is not None))
-        versions = _versions(one)
+        versions = versions_by_role(one.active.plan) if one.active else {}
         for role, counts in one.counts:
             if role in versions:
                 for name, counter in of_version.items():
@@ -101,11 +101,3 @@ def _add_rollouts(registry: CollectorRegistry, rollouts: RolloutOverview) -> Non
     config.set(float(rollouts.refused_config is not None))
     Counter("nilm_rollout_refusals", "Plans and configurations refused", registry=registry).inc(rollouts.refusals_total)
     Counter("nilm_rollout_demotions", "Canaries demoted", registry=registry).inc(rollouts.demotions_total)
-
-
-def _versions(one: ApplianceRollout) -> dict[Role, str]:
-    if one.active is None:
-        return {}
-    plan = one.active.plan
-    others = {Role.CANARY: plan.canary, Role.SHADOW: plan.shadow}
-    return {Role.STABLE: plan.stable, **{role: other.version for role, other in others.items() if other is not None}}

@@ -14,13 +14,7 @@ from rich.table import Table
 
 from deployments.registry_source import REGISTRY_VARIABLE, registry_source
 from models.registry import RegistryEntry, RegistryError
-from serve_app.cli.cluster_connection import (
-    ANSWER_S,
-    Address,
-    Application,
-    deployments_of,
-    joined,
-)
+from serve_app.cli.cluster_connection import Address, Application, NoAnswer, answer_of, deployments_of, joined
 from serve_app.cli.db import moment_ns
 from serve_app.cli.train import fail, require_tools
 from serve_app.schemas import IDENTIFIER_PATTERN
@@ -94,8 +88,6 @@ def _versions(application: str, appliances: list[str] | None, version: str | Non
 def _serving(application: str) -> dict[str, str]:
     """The version that serves each appliance now."""
     from ray import serve  # noqa: PLC0415 - it takes seconds to import
-    from ray.exceptions import RayError  # noqa: PLC0415
-    from ray.serve.exceptions import RayServeException  # noqa: PLC0415
 
     from serve_app.app import RESERVED_NAMES  # noqa: PLC0415 - imports Ray
 
@@ -103,8 +95,8 @@ def _serving(application: str) -> dict[str, str]:
     for name in sorted(deployments_of(application) - RESERVED_NAMES):
         handle = serve.get_deployment_handle(name, application)
         try:
-            state = handle.status.remote().result(timeout_s=ANSWER_S)
-        except (TimeoutError, RayError, RayServeException):
+            state = answer_of(handle.status)
+        except NoAnswer:
             fail(f"{name} does not say which version serves")
         if state.model_version is not None:
             versions[name] = state.model_version

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,6 +55,21 @@ def joined(address: str) -> Iterator[str]:
         # Nor shall they tell of it.
         logging.disable(logging.CRITICAL)
         ray.shutdown()
+
+
+class NoAnswer(Exception):
+    """A deployment did not answer; the text is the kind of failure."""
+
+
+def answer_of(method: Any, *arguments: object) -> Any:
+    """What a deployment says to one call of its handle's `method`. Raises `NoAnswer`."""
+    from ray.exceptions import RayError  # noqa: PLC0415 - it takes seconds to import
+    from ray.serve.exceptions import RayServeException  # noqa: PLC0415
+
+    try:
+        return method.remote(*arguments).result(timeout_s=ANSWER_S)
+    except (TimeoutError, RayError, RayServeException) as lost:
+        raise NoAnswer(type(lost).__name__) from lost
 
 
 def deployments_of(application: str) -> set[str]:

@@ -14,7 +14,7 @@ from deployments.registry_source import registry_source
 from models.refusal import ArtifactRefused
 from models.registry import Registry, RegistryEntry, RegistryError
 from models.source import RegistrySource
-from serve_app.cli.cluster_connection import ANSWER_S, Address, Application, deployments_of, joined
+from serve_app.cli.cluster_connection import Address, Application, NoAnswer, answer_of, deployments_of, joined
 from serve_app.cli.db import moment_ns
 from serve_app.cli.train import TABLE_WIDTH, fail
 from serve_app.instants import from_ns
@@ -51,11 +51,11 @@ def replay(
         start_ns, stop_ns = moment_ns("--from", start), moment_ns("--to", end)
         if stop_ns <= start_ns:
             fail("--to must be after --from")
-        source = _source()
+        source, registry = _registry()
         with joined(address):
             if "history" not in deployments_of(application):
                 fail(f"{application!r} has no deployment that reads what is stored")
-            replays = _Replays(source, application).run(request_id, start_ns, stop_ns)
+            replays = _Replays(source, registry, application).run(request_id, start_ns, stop_ns)
     from serve_app.replay_verdicts import compare, exit_code  # noqa: PLC0415 - imports torch
 
     comparisons = compare(replays)
@@ -72,16 +72,10 @@ def _ending_with_2() -> Iterator[None]:
         raise typer.Exit(NOT_REPLAYED) from None
 
 
-def _source() -> RegistrySource:
+def _registry() -> tuple[RegistrySource, Registry]:
     try:
-        return registry_source()
-    except RegistryError as error:
-        fail(str(error))
-
-
-def _registry(source: RegistrySource) -> Registry:
-    try:
-        return source.registry()
+        source = registry_source()
+        return source, source.registry()
     except RegistryError as error:
         fail(str(error))
 
@@ -89,10 +83,10 @@ def _registry(source: RegistrySource) -> Registry:
 class _Replays:
     """Asks the service's History deployment, and runs the models here."""
 
-    def __init__(self, source: RegistrySource, application: str) -> None:
+    def __init__(self, source: RegistrySource, registry: Registry, application: str) -> None:
         from ray import serve  # noqa: PLC0415 - it takes seconds to import
 
-        self._source, self._registry = source, _registry(source)
+        self._source, self._registry = source, registry
         self._history = serve.get_deployment_handle("history", application)
         self._models: dict[tuple[str, str], LoadedModel | NotReplayed] = {}
 
@@ -133,15 +127,12 @@ class _Replays:
         return self._models[key]
 
     def _ask(self, method: Any, query: object) -> Any:
-        from ray.exceptions import RayError  # noqa: PLC0415 - it takes seconds to import
-        from ray.serve.exceptions import RayServeException  # noqa: PLC0415
-
         from deployments.history_contracts import HistoryFailed  # noqa: PLC0415 - with numpy
 
         try:
-            answer = method.remote(query).result(timeout_s=ANSWER_S)
-        except (TimeoutError, RayError, RayServeException) as lost:
-            fail(f"the service does not say what is stored ({type(lost).__name__})")
+            answer = answer_of(method, query)
+        except NoAnswer as lost:
+            fail(f"the service does not say what is stored ({lost})")
         if isinstance(answer, HistoryFailed):
             fail(answer.detail)
         return answer

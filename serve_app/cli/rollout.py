@@ -48,7 +48,7 @@ console = Console(highlight=False, markup=False)
 @rollout.command()
 def plan(config: ConfigFile = DEFAULT_CONFIG, address: Address = "") -> None:
     """Say in words what applying the file would change in the running system. Changes nothing."""
-    checked = _checked(_file(config))
+    checked = _checked(_file(config), _registry())
     with RolloutCluster.connect(address, checked.file.application) as cluster:
         _print_changes(cluster.overview(), checked)
 
@@ -56,7 +56,7 @@ def plan(config: ConfigFile = DEFAULT_CONFIG, address: Address = "") -> None:
 @rollout.command()
 def apply(config: ConfigFile = DEFAULT_CONFIG, address: Address = "") -> None:
     """Apply the file, as `serve deploy` does, and wait until every replica serves it or one has refused it."""
-    checked = _checked(_file(config))
+    checked = _checked(_file(config), _registry())
     with RolloutCluster.connect(address, checked.file.application) as cluster:
         _apply(cluster, checked)
 
@@ -174,13 +174,19 @@ class _Checked:
     document: dict[str, object]
 
 
-def _checked(file: RolloutFile) -> _Checked:
+def _registry() -> Registry:
+    try:
+        return registry_source().registry()
+    except RegistryError as error:
+        fail(str(error))
+
+
+def _checked(file: RolloutFile, registry: Registry) -> _Checked:
     """What is on disk, or the command ends with the line to mend."""
     try:
         document = load_serve_config(file.path, None, LOOPBACK).document
-        registry = registry_source().registry()
         return _Checked(file, file.plans(registry), registry, document)
-    except (PreflightRefused, RegistryError, RolloutFileError) as error:
+    except (PreflightRefused, RolloutFileError) as error:
         fail(str(error))
 
 
@@ -201,13 +207,14 @@ def _refuse_other_edits(file: RolloutFile, running: dict[str, Directive], about:
 
 
 def _write_and_apply(cluster: RolloutCluster, file: RolloutFile) -> None:
+    registry = _registry()
     try:
-        file.plans(registry_source().registry())
+        file.plans(registry)
         file.write()
-    except (RolloutFileError, RegistryError) as error:
+    except RolloutFileError as error:
         fail(str(error))
     console.print(f"edited {file.path}", soft_wrap=True)
-    _apply(cluster, _checked(file))
+    _apply(cluster, _checked(file, registry))
 
 
 def _apply(cluster: RolloutCluster, checked: _Checked) -> None:

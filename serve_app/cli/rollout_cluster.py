@@ -16,7 +16,7 @@ from deployments.history_contracts import HistoryFailed
 from deployments.journal_contracts import JournalEntry
 from deployments.rollout_contracts import RolloutOverview
 from deployments.rollout_gate import ATTEMPT_KEY
-from serve_app.cli.cluster_connection import ANSWER_S, joined
+from serve_app.cli.cluster_connection import NoAnswer, answer_of, joined
 from serve_app.cli.rollout_file import DEPLOYMENT
 from serve_app.cli.serve_api import ServeApi, ServeApiError
 from serve_app.cli.train import fail
@@ -78,13 +78,11 @@ class RolloutCluster:
     def _ask(self, deployment: str, method: str, *arguments: object) -> Any:
         """None when it does not answer."""
         from ray import serve  # noqa: PLC0415 - it takes seconds to import
-        from ray.exceptions import RayError  # noqa: PLC0415
         from ray.serve.exceptions import RayServeException  # noqa: PLC0415
 
         try:
-            handle = serve.get_deployment_handle(deployment, self.application)
-            return getattr(handle, method).remote(*arguments).result(timeout_s=ANSWER_S)
-        except (TimeoutError, RayError, RayServeException):
+            return answer_of(getattr(serve.get_deployment_handle(deployment, self.application), method), *arguments)
+        except (NoAnswer, RayServeException):
             return None
 
 

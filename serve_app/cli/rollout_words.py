@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.rollout_contracts import ApplianceRollout, Role, RolloutOverview, VersionCounts
-from deployments.rollout_plan import Canary, GuardBounds, PlanRefused, RolloutPlan, misfits, plain, read_plans
+from deployments.rollout_plan import Canary, GuardBounds, PlanRefused, RolloutPlan, in_words, misfits, plain, read_plans
 from models.registry import Registry, RegistryError
 
 STATUS_COLUMNS = (
@@ -40,18 +40,6 @@ def changes(
                 sentences.append(f"the demotion of {now.active.demoted.model_version} ends")
             found += [f"{appliance}: {sentence}" for sentence in sentences]
     return found
-
-
-def in_words(plan: RolloutPlan) -> str:
-    """A plan in one line."""
-    parts = [f"stable {plan.stable}"]
-    if plan.canary:
-        parts.append(f"canary {plan.canary.version} at {plan.canary.percent:g} %")
-    if plan.shadow:
-        parts.append(f"shadow {plan.shadow.version} on {plan.shadow.sample:.0%} of the windows")
-    if plan.guard != GuardBounds():
-        parts.append("bounds of its own")
-    return ", ".join(parts)
 
 
 def status_rows(overview: RolloutOverview) -> list[tuple[str, ...]]:
@@ -105,8 +93,7 @@ def outcome(
         if one.refused is not None and plan in (one.refused_plan, None if one.refused_plan else one.active.plan):
             if not news:
                 return None
-            reason = f"{one.refused.reason}: {one.refused.detail}"
-            refused.append(f"{one.appliance_id}: {one.refused.model_version}: {reason}")
+            refused.append(f"{one.appliance_id}: {one.refused}")
         elif one.active.plan != plan or not one.replicas or any(r.number != one.active.number for r in one.replicas):
             return None
     return refused

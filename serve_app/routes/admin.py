@@ -78,9 +78,7 @@ async def reload_models(
             artifact_sha256={str(loaded.role): loaded.artifact_sha256 for loaded in replica.loaded},
             registry_sha256=replica.registry_sha256,
             settled=one.preparing is None and one.active is not None and replica.number == one.active.number,
-            refused=f"{replica.refused.model_version}: {replica.refused.reason}: {replica.refused.detail}"
-            if replica.refused
-            else None,
+            refused=str(replica.refused) if replica.refused else None,
         )
         for one in overview.appliances
         for replica in one.replicas

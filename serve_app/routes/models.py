@@ -99,12 +99,8 @@ def _role(entry: RegistryEntry, catalogue: Catalogue) -> Role | None:
     rollout = catalogue.rollout(entry.appliance_id)
     if rollout is None or rollout.active is None:
         return None
-    plan = rollout.active.plan
-    if entry.model_version == plan.stable:
-        return Role.STABLE
-    if plan.canary is not None and plan.canary.version == entry.model_version and rollout.active.demoted is None:
-        return Role.CANARY
-    return Role.SHADOW if plan.shadow is not None and plan.shadow.version == entry.model_version else None
+    roles = (role for role, version in rollout.active.versions.items() if version == entry.model_version)
+    return next(roles, None)
 
 
 def _serving(appliance_id: str, catalogue: Catalogue) -> ServingAppliance:

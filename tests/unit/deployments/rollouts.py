@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -32,16 +31,6 @@ SHADOW = RolloutPlan("1.0.0", shadow=Shadow("2.0.0"))
 QUICK = RolloutPlan("1.0.0", canary=Canary("2.0.0", 10.0), guard=GuardBounds(min_windows=10, over_windows=20))
 """Judged after ten windows."""
 BAD = RefusedVersion("2.0.0", "sha256_mismatch", "another hash")
-
-
-class Method:
-    """`method.remote(...)` of a handle."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def remote(self, *arguments: Any) -> asyncio.Task[Any]:
-        return asyncio.create_task(self._function(*arguments))
 
 
 @dataclass

@@ -16,7 +16,8 @@ from deployments.follower import Follower
 from deployments.rollout_contracts import Directive, Orders, Refusal, ReplicaReport
 from deployments.tally import Tally
 from deployments.versions import Serving, VersionRefused
-from tests.unit.deployments.rollouts import BAD, ONE, THREE, TWO, Method
+from tests.unit.deployments.rollouts import BAD, ONE, THREE, TWO
+from tests.unit.handles import Method
 
 
 class FakeVersions:

@@ -336,6 +336,7 @@ async def test_a_look_that_fails_does_not_end_the_looks(monkeypatch: pytest.Monk
     monkeypatch.setattr(bench.control, "tick", tick)
     running = asyncio.create_task(bench.control.run())
     await asyncio.wait_for(third.wait(), 5)
+    assert not running.done()
     running.cancel()
 
 

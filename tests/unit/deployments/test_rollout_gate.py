@@ -16,7 +16,8 @@ from deployments.rollout_contracts import Offer, OfferOutcome
 from deployments.rollout_gate import RolloutGate, RolloutRefused
 from deployments.rollout_plan import Canary, RolloutPlan
 from tests.unit.deployments.replica import Shelf
-from tests.unit.deployments.rollouts import BAD, Method
+from tests.unit.deployments.rollouts import BAD
+from tests.unit.handles import Method
 
 DONE = OfferOutcome((), ())
 REFUSED = OfferOutcome((), (("kettle", BAD),))
@@ -170,6 +171,8 @@ async def test_a_call_that_hangs_ends(bench: Bench, monkeypatch: pytest.MonkeyPa
 
     bench.coordinator.offer = Method(hang)
     await asyncio.wait_for(bench.gate.reconfigure(GOOD), 5)
+    assert bench.gate._repeating is not None, "it is told again"
+    bench.gate.check_health()
 
 
 async def test_a_deploy_while_the_coordinator_is_away_is_offered_as_new_when_it_is_back(bench: Bench) -> None:

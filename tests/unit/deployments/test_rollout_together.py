@@ -23,7 +23,7 @@ from deployments.rollout_plan import RolloutPlan
 from models.loader import load_verified
 from models.registry import RegistryEntry
 from tests.unit.deployments.replica import Kettle, Shelf, both, output, plan, request
-from tests.unit.deployments.rollouts import Method
+from tests.unit.handles import Method
 
 
 class House:

@@ -63,6 +63,7 @@ from serve_app.questions import Asker, Listener
 from serve_app.services import Services
 from serve_app.settings import Environment, Settings
 from serve_app.store_client import StoreClient
+from tests.unit.handles import Method
 
 SECRET = "unit-test-secret-of-more-than-thirty-two-bytes"
 ISSUER = "https://project.supabase.test/auth/v1"
@@ -70,16 +71,6 @@ ADMIN_TOKEN = "admin-token-for-tests-of-32-characters"
 ORIGIN = "https://app.test"
 SHA256 = "ab" * 32
 REPLICA = "this-replica"
-
-
-class Method:
-    """`method.remote(...)` of a handle."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def remote(self, *arguments: Any) -> asyncio.Task[Any]:
-        return asyncio.create_task(self._function(*arguments))
 
 
 @dataclass
