@@ -1,4 +1,4 @@
-"""ApplianceModel: one appliance's versions behind Serve's dynamic batching.
+"""ApplianceModel: one appliance's versions behind dynamic batching.
 
 Which versions, and which one answers for a building, is the coordinator's word (`follower`, `versions`); Serve's own
 `reconfigure` is not used, because it takes a replica out of the rotation for a second. A canary that fails at a window
@@ -11,12 +11,14 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
 import torch
 from ray import serve
 
+from deployments.batching import Batcher
 from deployments.comparison import Answered, Comparison
 from deployments.contracts import (
     ApplianceStatus,
@@ -35,7 +37,7 @@ from deployments.versions import Serving, Versions
 
 MAX_BATCH_WINDOWS = 64
 CANARY_PATIENCE_S = 2.0
-"""Then the stable version answers: a client's deadline, 10 s, leaves it the time."""
+"""Since a window came; then the stable version answers: a client's deadline, 10 s, leaves it the time."""
 BUSY_WINDOWS = 32
 """Live windows in the replica from which on nothing is compared: half a full batch waits already."""
 HUNG_S = 60.0
@@ -65,6 +67,9 @@ class ApplianceModel:
         )
         self._stable = Forward("stable")
         self._canary = Forward("canary")
+        # One for each role: nobody waits for a slow canary.
+        self._stable_windows = Batcher(self._run_stable, MAX_BATCH_WINDOWS)
+        self._canary_windows = Batcher(self._run_canary, MAX_BATCH_WINDOWS)
         self._comparison = Comparison(self._tally)
         self._live = 0
         self._logged_plan: int | None = None
@@ -80,6 +85,7 @@ class ApplianceModel:
         if self._canary.busy:
             # A canary that hangs keeps its thread for ever: the next one must not wait for it.
             self._canary = self._canary.afresh()
+            self._canary_windows = Batcher(self._run_canary, MAX_BATCH_WINDOWS)
         versions = ", ".join(f"{one.role} {one.model_version}" for one in serving.loaded)
         logger.info("%s serves %s", self._appliance_id, versions)
 
@@ -116,28 +122,32 @@ class ApplianceModel:
         serving = self._versions.current()
         if serving is None:
             return InferenceRefused(InferenceRefusal.NO_MODEL, self._follower.nothing or "still loading")
-        call: Call = (request, time.perf_counter())
         self._live += 1
         try:
             if serving.role_for(request.building_id) is Role.CANARY:
-                answer: InferenceResult | None = await self._run_canary(call)
+                answer = await self._ask_canary(request, serving.directive.plan_number)
                 if answer is not None:
                     return answer
-            result: InferenceResult = await self._run_stable(call)
-            return result
+            return await self._stable_windows.submit((request, time.perf_counter()))
         finally:
             self._live -= 1
 
-    # No wait: while one forward pass runs in its thread, everything that arrives forms the next batch, so a lone
-    # request is never delayed for company that may not come. A queue for each role: nobody waits for a slow canary.
-    @serve.batch(max_batch_size=MAX_BATCH_WINDOWS, batch_wait_timeout_s=0.0)
+    async def _ask_canary(self, request: InferenceRequest, plan: int) -> InferenceResult | None:
+        """None where the stable version has to answer, in time for that."""
+        try:
+            async with asyncio.timeout(CANARY_PATIENCE_S):
+                return await self._canary_windows.submit((request, time.perf_counter()))
+        except TimeoutError:
+            self._tally.failed(plan, Role.CANARY, 1)
+            return None
+
     async def _run_stable(self, calls: list[Call]) -> list[InferenceResult]:
         serving = self._versions.current()
         if serving is None:
             return [InferenceRefused(InferenceRefusal.NO_MODEL, "no version is loaded") for _ in calls]
         results = await self._stable.run(serving.stable, calls)
         number = serving.directive.plan_number
-        self._count(number, Role.STABLE, calls, results)
+        self._count(number, Role.STABLE, zip(calls, results, strict=True))
         shadow, plan = serving.models.get(Role.SHADOW), serving.directive.plan.shadow
         if shadow is not None and plan is not None:
             for (request, _), result in zip(calls, results, strict=True):
@@ -145,7 +155,6 @@ class ApplianceModel:
                     self._compare(Answered(number, Role.SHADOW, request, result, shadow))
         return results
 
-    @serve.batch(max_batch_size=MAX_BATCH_WINDOWS, batch_wait_timeout_s=0.0)
     async def _run_canary(self, calls: list[Call]) -> list[InferenceResult | None]:
         """None where the stable version has to answer. Never raises."""
         serving = self._versions.current()
@@ -158,24 +167,28 @@ class ApplianceModel:
             return [None] * len(calls)
         try:
             async with asyncio.timeout(CANARY_PATIENCE_S):
-                results: list[InferenceResult] = await self._canary.run(canary, calls)
-        except Exception as error:
-            if not isinstance(error, TimeoutError) and self._logged_plan != number:
+                results = await self._canary.run(canary, calls)
+        except TimeoutError:
+            return [None] * len(calls)  # each had given up by itself: it waited for at least as long
+        except Exception:
+            if self._logged_plan != number:
                 logger.exception("%s: the canary failed", self._appliance_id)
                 self._logged_plan = number  # the counts say how often
             self._tally.failed(number, Role.CANARY, len(calls))
             return [None] * len(calls)
-        bad = [isinstance(r, InferenceRefused) and r.reason is InferenceRefusal.BAD_OUTPUT for r in results]
-        self._tally.failed(number, Role.CANARY, sum(bad))
-        self._count(number, Role.CANARY, calls, results)
-        for (request, _), result in zip(calls, results, strict=True):
+        # Whoever gave up meanwhile is counted as a failure already.
+        oldest = time.perf_counter() - CANARY_PATIENCE_S
+        in_time = [(call, result) for call, result in zip(calls, results, strict=True) if call[1] > oldest]
+        self._tally.failed(number, Role.CANARY, sum(_is_bad(result) for _, result in in_time))
+        self._count(number, Role.CANARY, in_time)
+        for (request, _), result in in_time:
             if isinstance(result, Inference):
                 self._compare(Answered(number, Role.CANARY, request, result, serving.stable))
-        return [None if failed else result for failed, result in zip(bad, results, strict=True)]
+        return [None if _is_bad(result) else result for result in results]
 
-    def _count(self, plan: int, role: Role, calls: list[Call], results: list[InferenceResult]) -> None:
+    def _count(self, plan: int, role: Role, ran: Iterable[tuple[Call, InferenceResult]]) -> None:
         now = time.perf_counter()
-        for (_, arrived), result in zip(calls, results, strict=True):
+        for (_, arrived), result in ran:
             if isinstance(result, Inference):
                 self._tally.ran(plan, role, Said(result.predicted_w, result.on_probability), now - arrived)
 
@@ -185,3 +198,7 @@ class ApplianceModel:
             self._tally.dropped(answered.plan, answered.role, 1)
         else:
             self._comparison.offer(answered)
+
+
+def _is_bad(result: InferenceResult) -> bool:
+    return isinstance(result, InferenceRefused) and result.reason is InferenceRefusal.BAD_OUTPUT

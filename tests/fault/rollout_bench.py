@@ -232,6 +232,10 @@ def start_rollout_bench(folder: Path, **options: Any) -> Iterator[RolloutBench]:
     )
     document = yaml.safe_load(config.read_text())
     document["applications"][0]["import_path"] = "tests.fault.faulty_app:build"
+    for deployment in document["applications"][0]["deployments"]:
+        if deployment["name"] == "kettle":
+            # One stays one, also after an overload: what is measured is what one replica's clients see.
+            deployment["autoscaling_config"]["max_replicas"] = 1
     config.write_text(yaml.safe_dump(document, sort_keys=False))
     with running_service(
         folder, config, {"PYTHONPATH": str(ROOT), "MODEL_REGISTRY_URI": str(registry), **THROUGHPUT}

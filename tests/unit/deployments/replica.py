@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from deployments.appliance import ApplianceModel
+from deployments.appliance import MAX_BATCH_WINDOWS, ApplianceModel
+from deployments.batching import Batcher
 from deployments.comparison import Comparison
 from deployments.contracts import InferenceRequest, InferenceResult
 from deployments.forward import Call, Forward
@@ -134,9 +135,8 @@ class Kettle:
         model._stable, model._canary = Forward("stable"), Forward("canary")
         model._comparison = Comparison(model._tally)
         model._live, model._logged_plan = 0, None
-        # `serve.batch` reads the replica's context, which only Serve has: here every call is a batch of its own.
-        self.model._run_stable = lambda call: self._alone(self.stable, call)  # type: ignore[method-assign]
-        self.model._run_canary = lambda call: self._alone(self.canary, call)  # type: ignore[method-assign]
+        model._stable_windows = Batcher(model._run_stable, MAX_BATCH_WINDOWS)
+        model._canary_windows = Batcher(model._run_canary, MAX_BATCH_WINDOWS)
 
     @property
     def versions(self) -> Versions:
@@ -153,24 +153,16 @@ class Kettle:
 
     async def stable(self, *requests: InferenceRequest) -> list[InferenceResult]:
         """The batch function itself."""
-        results: list[InferenceResult] = await ApplianceModel._run_stable.__wrapped__(self.model, calls(requests))
-        return results
+        return await self.model._run_stable(calls(requests))
 
     async def canary(self, *requests: InferenceRequest) -> list[InferenceResult | None]:
-        results: list[InferenceResult | None] = await ApplianceModel._run_canary.__wrapped__(
-            self.model, calls(requests)
-        )
-        return results
+        return await self.model._run_canary(calls(requests))
 
     async def compared(self) -> None:
         """Until nothing waits to be compared."""
         working = self.model._comparison._working
         if working is not None:
             await asyncio.wait_for(working, 20)
-
-    async def _alone(self, batch: Callable[..., Awaitable[list[Any]]], call: Call) -> Any:
-        (result,) = await batch(call[0])
-        return result
 
 
 def calls(requests: Iterable[InferenceRequest]) -> list[Call]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from deployments import appliance, comparison
+from deployments.batching import Batcher
 from deployments.contracts import Inference, InferenceRefusal, InferenceRefused, InferenceRequest, InferenceResult
 from deployments.rollout_contracts import Role, VersionCounts
 from models.attribution import Attribution
@@ -49,12 +50,14 @@ class Behaviour:
         self.open.set()
         self.error: Exception | None = None
         self.nan_from: int | None = None
+        self.takes_s = 0.0
         self.windows = 0
 
         def predict(windows_kw: Any) -> Any:
             self.windows += len(windows_kw)
             self.begun.set()
             assert self.open.wait(20)
+            time.sleep(self.takes_s)
             if self.error is not None:
                 raise self.error
             power = np.full(len(windows_kw), 100.0)
@@ -199,6 +202,27 @@ async def test_a_canary_that_hangs_costs_its_patience_once_and_then_nothing(
     assert kettle.counts(Role.CANARY).errors == 4
 
 
+async def test_a_canary_that_cannot_keep_up_has_its_windows_answered_in_time_and_counted_once(
+    kettle: Kettle, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    await deploy(kettle.versions, CANARY)
+    kettle.model._canary_windows = Batcher(kettle.model._run_canary, 1)
+    behaviour = Behaviour(kettle, Role.CANARY, monkeypatch)
+    behaviour.takes_s = patience_s * 0.6
+    started = time.monotonic()
+    answers = await asyncio.gather(*(kettle.model.infer(request(building=f"home-{n}")) for n in range(8)))
+    assert time.monotonic() - started < 2.5 * patience_s  # not 8 times 0.6
+    assert sorted(map(version, answers)) == ["1.0.0"] * 7 + ["2.0.0"]
+    async with asyncio.timeout(5):
+        while kettle.model._canary.busy:  # noqa: ASYNC110 - the thread tells nobody
+            await asyncio.sleep(0.002)
+    await asyncio.sleep(0.01)
+    counts = kettle.counts(Role.CANARY)
+    assert (counts.windows, counts.errors) == (8, 7)
+    # The wait for the canary is none of the stable version's time.
+    assert kettle.counts(Role.STABLE).time_s / 7 < patience_s * 0.5
+
+
 async def test_a_canary_in_place_of_one_that_hangs_starts_clean(
     kettle: Kettle, monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
@@ -317,6 +341,23 @@ async def test_under_load_nothing_is_compared_and_what_waits_is_dropped(
     behaviour.open.set()
     await kettle.compared()
     assert kettle.counts(Role.SHADOW).compared == 1
+
+
+async def test_windows_that_arrive_while_one_runs_share_the_next_pass(
+    kettle: Kettle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(kettle.versions, plan("1.0.0"))
+    behaviour = Behaviour(kettle, Role.STABLE, monkeypatch)
+    behaviour.open.clear()
+    first = asyncio.create_task(kettle.model.infer(request()))
+    await behaviour.started()
+    others = []
+    for _ in range(5):
+        others.append(asyncio.create_task(kettle.model.infer(request())))
+        await asyncio.sleep(0.001)
+    behaviour.open.set()
+    answers = await asyncio.gather(first, *others)
+    assert [one.batch_size for one in answers if isinstance(one, Inference)] == [1, 5, 5, 5, 5, 5]
 
 
 async def test_live_windows_are_counted_whatever_becomes_of_them(
