@@ -11,14 +11,16 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import ray
 import torch
 from ray import serve
 
+from deployments.autoscaling import WINDOWS
 from deployments.batching import Batcher
+from deployments.blocks import InferenceBlock
 from deployments.comparison import Answered, Comparison
 from deployments.contracts import (
     ApplianceStatus,
@@ -40,6 +42,8 @@ CANARY_PATIENCE_S = 2.0
 """Since a window came; then the stable version answers: a client's deadline, 10 s, leaves it the time."""
 BUSY_WINDOWS = 32
 """Live windows in the replica from which on nothing is compared: half a full batch waits already."""
+BEHIND_S = 2.0
+"""For so long a sender's word of what waits there stands: it has more calls on their way than one."""
 HUNG_S = 60.0
 """A full batch takes a tenth of a second."""
 logger = logging.getLogger("ray.serve")
@@ -72,6 +76,8 @@ class ApplianceModel:
         self._canary_windows = Batcher(self._run_canary, MAX_BATCH_WINDOWS)
         self._comparison = Comparison(self._tally)
         self._live = 0
+        self._behind = (0, 0.0)
+        self._logged: BaseException | None = None
         self._logged_plan: int | None = None
         self._following = asyncio.create_task(self._follower.run())
         # A new replica takes no traffic until this returns, so it is warm before its first window.
@@ -117,29 +123,48 @@ class ApplianceModel:
         if self._following.done():
             raise RuntimeError("this replica follows nobody any more")
 
-    async def infer(self, request: InferenceRequest) -> InferenceResult:
-        """Run one window; whatever waits meanwhile shares the next forward pass."""
+    async def infer(self, block: InferenceBlock) -> list[InferenceResult]:
+        """An answer per window, in their order; one that fails fails alone."""
         serving = self._versions.current()
         if serving is None:
-            return InferenceRefused(InferenceRefusal.NO_MODEL, self._follower.nothing or "still loading")
-        self._live += 1
+            refused = InferenceRefused(InferenceRefusal.NO_MODEL, self._follower.nothing or "still loading")
+            return [refused] * len(block.lengths)
+        self._behind = (block.waiting, time.monotonic())
+        self._live += len(block.lengths)
         try:
-            if serving.role_for(request.building_id) is Role.CANARY:
-                answer = await self._ask_canary(request, serving.directive.plan_number)
-                if answer is not None:
-                    return answer
-            return await self._stable_windows.submit((request, time.perf_counter()))
+            answers = await asyncio.gather(
+                *(self._answer(serving, request) for request in block.requests()), return_exceptions=True
+            )
         finally:
-            self._live -= 1
+            self._live -= len(block.lengths)
+        return [self._failed(one) if isinstance(one, BaseException) else one for one in answers]
 
-    async def _ask_canary(self, request: InferenceRequest, plan: int) -> InferenceResult | None:
-        """None where the stable version has to answer, in time for that."""
+    def _answer(self, serving: Serving, request: InferenceRequest) -> Awaitable[InferenceResult]:
+        if serving.role_for(request.building_id) is Role.CANARY:
+            return self._ask_canary(request, serving.directive.plan_number)
+        return self._stable_windows.put((request, time.perf_counter()))
+
+    async def _ask_canary(self, request: InferenceRequest, plan: int) -> InferenceResult:
+        """The stable version's answer where the canary has none, in time for that."""
+        answer = None
         try:
             async with asyncio.timeout(CANARY_PATIENCE_S):
-                return await self._canary_windows.submit((request, time.perf_counter()))
+                answer = await self._canary_windows.put((request, time.perf_counter()))
         except TimeoutError:
             self._tally.failed(plan, Role.CANARY, 1)
-            return None
+        return answer or await self._stable_windows.put((request, time.perf_counter()))
+
+    def _failed(self, error: BaseException) -> InferenceResult:
+        if error is not self._logged:  # one for the whole batch
+            logger.error("%s: a pass failed", self._appliance_id, exc_info=error)
+            self._logged = error
+        return InferenceRefused(InferenceRefusal.FAILED, type(error).__name__)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve scales by, see `autoscaling`: calls say little, each carries as many windows as there are."""
+        behind, at_s = self._behind
+        recent = time.monotonic() - at_s < BEHIND_S
+        return {WINDOWS: float(self._live + (behind if recent else 0))}
 
     async def _run_stable(self, calls: list[Call]) -> list[InferenceResult]:
         serving = self._versions.current()

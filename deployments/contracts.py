@@ -75,6 +75,8 @@ class InferenceRefusal(StrEnum):
     DEADLINE = "deadline"
     NO_MODEL = "no_model"
     BAD_OUTPUT = "bad_output"
+    FAILED = "failed"
+    """The model raised; the replica's log says what."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ Metrics (Ray adds `deployment`, `replica` and `application`, and `_total` to cou
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ray import serve
@@ -37,6 +38,7 @@ from deployments.idempotency import KeyClaims, Start
 from deployments.journal_contracts import JournalEntry
 from deployments.stores import StoreConfig, StoreUnavailable, open_store
 
+logger = logging.getLogger("ray.serve")
 RECALL_THREADS = 2
 """Beside the writer, so that a key is looked up while a commit runs."""
 _NOT_IN_TIME = "the store did not say in time whether this key was used"
@@ -97,11 +99,19 @@ class PersistenceReplica:
         """Give back a claim whose request failed before its record set was sent here."""
         self._claims.release(claim)
 
-    async def persist(self, record_set: RecordSet) -> PersistResult:
-        """Make one record set durable, or say why it is not known to be; answers by its deadline.
+    async def persist(self, record_sets: Sequence[RecordSet]) -> list[PersistResult]:
+        """Make record sets durable, each for itself, or say why they are not known to be; each by its deadline.
 
-        A caller that is cancelled after its record set was taken does not undo the write.
+        A caller that is cancelled after its record sets were taken does not undo the write.
         """
+        results = await asyncio.gather(*map(self._persist, record_sets), return_exceptions=True)
+        return [self._failed(one) if isinstance(one, BaseException) else one for one in results]
+
+    def _failed(self, error: BaseException) -> PersistResult:
+        logger.error("a record set failed in a way it should not", exc_info=error)
+        return NotPersisted(PersistFailure.UNAVAILABLE, "the store failed unexpectedly")
+
+    async def _persist(self, record_set: RecordSet) -> PersistResult:
         if record_set.readings is not None:
             return await self._readings.persist(record_set)
         if record_set.completion is None:

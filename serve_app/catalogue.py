@@ -77,6 +77,11 @@ class Catalogue:
         """That of one appliance, once it is known."""
         return next((one for one in self._rollouts.appliances if one.appliance_id == appliance_id), None)
 
+    def replicas(self, appliance_id: str) -> int:
+        """How many the coordinator last heard of."""
+        rollout = self.rollout(appliance_id)
+        return 0 if rollout is None else len(rollout.replicas)
+
     def not_ready(self) -> list[str]:
         """Why the service cannot take traffic; empty when it can."""
         reasons = []

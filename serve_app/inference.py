@@ -1,21 +1,28 @@
-"""Calls a model over its handle, inside the request's deadline, and turns outcomes into problems."""
+"""An appliance's deployment as an ingress sees it: windows inside their requests' deadlines, outcomes as problems.
+
+Windows that wait at the same time travel as one call, because a call costs about a millisecond whatever it carries.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from deployments.batching import Batcher, QueueFull
+from deployments.blocks import InferenceBlock
 from deployments.contracts import (
     Inference,
     InferenceRefusal,
     InferenceRefused,
     InferenceRequest,
+    InferenceResult,
     WindowKw,
 )
 from models.attribution import Attribution
@@ -25,35 +32,64 @@ from serve_app.problems import FieldError, Problem, Problems
 _logger = logging.getLogger(LOGGER_NAME)
 MAX_ATTEMPTS = 3
 """Inference has no effects, so a call lost with its replica is made again; more would only add load."""
+CALL_SAMPLES = 256 * 1024
+"""Of one call: 1 MiB of float32, a quarter of the longest message that a replica takes."""
+CALLS_PER_REPLICA = 2
+"""In flight from here: one runs and one is there when it is done; the rest waits here and grows together."""
+WAITING_WINDOWS = 1024
+"""A second's work for one replica at most; who came later would only wait for a refusal."""
 
 
-async def run_window(
-    handle: Any, building_id: str, window_kw: WindowKw, attribution: Attribution, deadline_s: float
-) -> Inference:
-    """One window of a building through one appliance deployment. Raises Problem."""
-    request = InferenceRequest(building_id, np.asarray(window_kw, dtype=np.float32), deadline_s, attribution)
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+class ModelClient:
+    """Runs windows on one appliance's deployment. `replicas()`: how many it has, as far as known."""
+
+    def __init__(self, handle: Any, replicas: Callable[[], int]) -> None:
+        self._handle = handle
+        self._calls: Batcher[InferenceRequest, InferenceResult] = Batcher(
+            self._send,
+            CALL_SAMPLES,
+            size_of=lambda request: len(request.window_kw),
+            at_once=lambda: CALLS_PER_REPLICA * max(1, replicas()),
+            limit=WAITING_WINDOWS,
+        )
+
+    async def run_window(
+        self, building_id: str, window_kw: WindowKw, attribution: Attribution, deadline_s: float
+    ) -> Inference:
+        """One window of a building. Raises Problem."""
+        request = InferenceRequest(building_id, np.asarray(window_kw, dtype=np.float32), deadline_s, attribution)
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.time())):
-                result = await handle.infer.remote(request)
+                result = await self._calls.put(request)
         except TimeoutError:
             raise Problem(Problems.DEADLINE_EXCEEDED, "The model did not answer in time.") from None
-        except BackPressureError:
+        except (BackPressureError, QueueFull):
             raise Problem(Problems.OVERLOADED, "Too many windows are waiting for this model.") from None
         except RayTaskError:
-            # The replica lives and its code failed (it logged why): again would fail again, and its batch with it.
             raise Problem(Problems.MODEL_UNAVAILABLE, "The model failed on this window.") from None
-        except (RayError, RayServeException) as error:
-            _logger.warning(
-                "a model call was lost", extra={"fields": {"error": type(error).__name__, "attempt": attempt}}
-            )
-            if attempt == MAX_ATTEMPTS:
-                raise Problem(Problems.MODEL_UNAVAILABLE, "The model's replica was lost; try again.") from None
-            continue
+        except (RayError, RayServeException):
+            raise Problem(Problems.MODEL_UNAVAILABLE, "The model's replica was lost; try again.") from None
         if isinstance(result, Inference):
             return result
         raise _refused(result)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _send(self, requests: list[InferenceRequest]) -> Sequence[InferenceResult]:
+        """One call, made again when its replica was lost. Raises what the handle raises."""
+        block = InferenceBlock.of(requests, self._calls.waiting)
+        until_s = max(one.deadline_s for one in requests)
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                async with asyncio.timeout(max(0.0, until_s - time.time())):
+                    results: Sequence[InferenceResult] = await self._handle.infer.remote(block)
+                    return results
+            except (BackPressureError, RayTaskError):
+                raise  # the replica lives: it would be the same again
+            except (RayError, RayServeException) as error:
+                fields = {"error": type(error).__name__, "attempt": attempt}
+                _logger.warning("a model call was lost", extra={"fields": fields})
+                if attempt == MAX_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _refused(refused: InferenceRefused) -> Problem:
@@ -69,3 +105,5 @@ def _refused(refused: InferenceRefused) -> Problem:
             return Problem(Problems.MODEL_UNAVAILABLE, "No version of this model is loaded.", retry_after_s=5)
         case InferenceRefusal.BAD_OUTPUT:
             return Problem(Problems.MODEL_UNAVAILABLE, "The model gave no usable answer for this window.")
+        case InferenceRefusal.FAILED:
+            return Problem(Problems.MODEL_UNAVAILABLE, "The model failed on this window.")

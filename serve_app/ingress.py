@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from serve_app.access.wiring import build_grants, build_verifier
 from serve_app.catalogue import Catalogue
 from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
+from serve_app.inference import ModelClient
 from serve_app.known_models import KnownModels, Reload
 from serve_app.logs import service_logger
 from serve_app.metrics import HttpMetrics
@@ -45,6 +47,7 @@ class Ingress:
         settings = load_settings()
         logger = service_logger()
         catalogue = Catalogue(appliances, persistence, coordinator, logger)
+        models = {name: ModelClient(handle, partial(catalogue.replicas, name)) for name, handle in appliances.items()}
         grants = build_grants(settings)
         store = StoreClient(persistence)
         quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)
@@ -63,7 +66,7 @@ class Ingress:
             known_models=known_models,
             reload=Reload(coordinator, asker),
             catalogue=catalogue,
-            predictor=Predictor(appliances, store, catalogue, grants),
+            predictor=Predictor(models, store, catalogue, grants),
             store=store,
             history=HistoryClient(history),
             metrics=HttpMetrics(),

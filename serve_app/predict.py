@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from serve_app.access.principal import Principal
 from serve_app.catalogue import Catalogue
 from serve_app.disaggregation import WindowPlan, plan_windows, reconcile
 from serve_app.idempotency import Reply, keyed_request, run_once, store_reply
-from serve_app.inference import run_window
+from serve_app.inference import ModelClient
 from serve_app.instants import from_ns, to_ns
 from serve_app.middleware import RequestContext
 from serve_app.problems import FieldError, Problem, Problems
@@ -53,7 +52,7 @@ class _Call:
 class Predictor:
     """Runs the use cases with the collaborators it was given."""
 
-    appliances: Mapping[str, Any]
+    appliances: Mapping[str, ModelClient]
     store: StoreClient
     catalogue: Catalogue
     grants: GrantCache
@@ -63,22 +62,22 @@ class Predictor:
     ) -> Reply:
         """One appliance, an `InferResponse`. Raises Problem; returns only when the prediction is durable."""
         grants = await self._building_grants(principal, body.building_id, context)
-        handle = self.appliances.get(body.appliance_id)
-        if handle is None:
+        model = self.appliances.get(body.appliance_id)
+        if model is None:
             detail = f"Served are: {', '.join(self.appliances)}."
             raise Problem(Problems.UNKNOWN_APPLIANCE, detail, [FieldError("/appliance_id", "unknown appliance")])
         grants.check_appliance(body.building_id, body.appliance_id, "/appliance_id")
 
         async def run(call: _Call) -> Reply:
-            return await self._infer(body, handle, call)
+            return await self._infer(body, model, call)
 
         return await self._once(body, "/infer", principal, context, key, run)
 
-    async def _infer(self, body: InferRequest, handle: Any, call: _Call) -> Reply:
+    async def _infer(self, body: InferRequest, model: ModelClient, call: _Call) -> Reply:
         context = call.context
         window = np.asarray(body.window, dtype=np.float32)
         with context.timed("infer"):
-            inference = await run_window(handle, body.building_id, window, body.attribution, context.deadline_s)
+            inference = await model.run_window(body.building_id, window, body.attribution, context.deadline_s)
         context.stages_ms["queue"] = inference.queue_ms
         context.labels["appliance"] = body.appliance_id
         context.labels["model_version"] = inference.model_version
@@ -199,7 +198,7 @@ class Predictor:
     ) -> dict[str, Inference]:
         names = [name for name in plan.slices if name in allowed]
         calls = [
-            run_window(self.appliances[a], body.building_id, window[plan.slices[a]], body.attribution, deadline_s)
+            self.appliances[a].run_window(body.building_id, window[plan.slices[a]], body.attribution, deadline_s)
             for a in names
         ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)

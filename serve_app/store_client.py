@@ -12,12 +12,13 @@ import contextvars
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from deployments.batching import Batcher, QueueFull
 from deployments.contracts import (
     Claim,
     ClaimRefusal,
@@ -40,7 +41,15 @@ MAX_ATTEMPTS = 3
 """A record set and a claim overwrite themselves, so a call lost with its replica is made again. Its successor starts
 within seconds, and the next call waits for it."""
 LONGEST_PAUSE_S = 0.5
+CALL_RECORDS = 5000
+"""Rows of one call, as many as of one commit; an upload may be that large by itself."""
+CALLS = 2
+"""In flight: what one commit takes is on its way while the one before it runs; the rest waits here for the next."""
+WAITING_RECORD_SETS = 1024
+"""As many as may wait for the commit."""
 KEY_HEADER = "Idempotency-Key"
+NOT_IN_TIME = "The store did not answer in time."
+TOO_MANY = "Too much is waiting for the store."
 
 T = TypeVar("T")
 
@@ -62,6 +71,9 @@ class StoreClient:
         # The loop itself keeps tasks only weakly: one whose client hung up would have no other owner.
         self._running: set[asyncio.Task[Any]] = set()
         self._writing: set[str] = set()
+        # Apart: a meter's upload of thousands of readings must not keep predictions waiting.
+        self._predictions: Batcher[RecordSet, PersistResult] = self._writes()
+        self._readings: Batcher[RecordSet, PersistResult] = self._writes()
 
     async def persist(self, record_set: RecordSet) -> Persisted | StoredReply:
         """Make a record set durable; returns only after the commit, whoever made it."""
@@ -79,8 +91,24 @@ class StoreClient:
         raise _not_persisted(result)
 
     async def _persist(self, record_set: RecordSet) -> PersistResult:
-        result: PersistResult = await call(lambda: self._handle.persist.remote(record_set), record_set.deadline_s)
-        return result
+        writes = self._predictions if record_set.readings is None else self._readings
+        try:
+            async with asyncio.timeout(max(0.0, record_set.deadline_s - time.time())):
+                return await writes.put(record_set)
+        except TimeoutError:
+            raise Problem(Problems.STORE_UNAVAILABLE, NOT_IN_TIME) from None
+        except QueueFull:
+            raise Problem(Problems.OVERLOADED, TOO_MANY) from None
+
+    def _writes(self) -> Batcher[RecordSet, PersistResult]:
+        return Batcher(
+            self._send, CALL_RECORDS, size_of=lambda one: one.records, at_once=lambda: CALLS, limit=WAITING_RECORD_SETS
+        )
+
+    async def _send(self, record_sets: list[RecordSet]) -> Sequence[PersistResult]:
+        until_s = max(one.deadline_s for one in record_sets)
+        results: Sequence[PersistResult] = await call(lambda: self._handle.persist.remote(tuple(record_sets)), until_s)
+        return results
 
     async def claim(self, request: KeyedRequest) -> Claim | StoredReply:
         """The right to run this request, or the reply it had before."""
@@ -137,9 +165,9 @@ async def call(start: Callable[[], Any], deadline_s: float, unavailable: Problem
             async with asyncio.timeout(max(0.0, deadline_s - time.time())):
                 return await start()
         except TimeoutError:
-            raise Problem(unavailable, "The store did not answer in time.") from None
+            raise Problem(unavailable, NOT_IN_TIME) from None
         except BackPressureError:
-            raise Problem(Problems.OVERLOADED, "Too much is waiting for the store.") from None
+            raise Problem(Problems.OVERLOADED, TOO_MANY) from None
         except RayTaskError:
             # The replica lives and its code failed (it logged why): it would fail again.
             _logger.warning("a store call failed")

@@ -18,6 +18,7 @@ from deployments.contracts import (
     NotPersisted,
     Persisted,
     PersistFailure,
+    PersistResult,
     Readings,
     RecordSet,
     StoredReply,
@@ -49,6 +50,12 @@ async def stop(replica: PersistenceReplica) -> None:
         await closing
 
 
+async def persist(replica: PersistenceReplica, record_set: RecordSet) -> PersistResult:
+    """One in a call of its own."""
+    (result,) = await replica.persist([record_set])
+    return result
+
+
 def request(wait_s: float = 5.0) -> KeyedRequest:
     return KeyedRequest(KEY, BODY, None, time.time() + wait_s)
 
@@ -65,7 +72,7 @@ def readings(building_id: str = "home") -> RecordSet:
 async def test_a_key_is_run_once_and_its_reply_is_recalled(backend: Any, open_replica: Any, make_set: MakeSet) -> None:
     replica = open_replica(backend.config())
     claim = await replica.claim(request())
-    assert isinstance(await replica.persist(completed(make_set(), claim, b"first")), Persisted)
+    assert isinstance(await persist(replica, completed(make_set(), claim, b"first")), Persisted)
     assert await replica.claim(request()) == StoredReply(BODY, b"first")
     assert len(backend.points()) == 1
 
@@ -75,10 +82,10 @@ async def test_a_released_key_is_free(backend: Any, open_replica: Any, make_set:
     first = await replica.claim(request())
     await replica.release_claim(first)
     second = await replica.claim(request())
-    lost = await replica.persist(completed(make_set(), first, b"late"))
+    lost = await persist(replica, completed(make_set(), first, b"late"))
     assert isinstance(lost, NotPersisted)
     assert lost.failure is PersistFailure.CLAIM_LOST
-    assert isinstance(await replica.persist(completed(make_set(), second, b"second")), Persisted)
+    assert isinstance(await persist(replica, completed(make_set(), second, b"second")), Persisted)
     assert await replica.claim(request()) == StoredReply(BODY, b"second")
 
 
@@ -91,9 +98,9 @@ async def test_a_claim_of_a_replica_that_is_gone_gives_way_to_whoever_completed_
     await stop(before)
     after = open_replica(backend.config())
     quick = await after.claim(request())
-    assert isinstance(await after.persist(completed(make_set(), quick, b"acknowledged")), Persisted)
+    assert isinstance(await persist(after, completed(make_set(), quick, b"acknowledged")), Persisted)
     late = make_set()
-    assert await after.persist(completed(late, slow, b"late")) == StoredReply(BODY, b"acknowledged")
+    assert await persist(after, completed(late, slow, b"late")) == StoredReply(BODY, b"acknowledged")
     assert late.points[0] not in backend.points()
     assert await after.claim(request()) == StoredReply(BODY, b"acknowledged")
 
@@ -105,7 +112,7 @@ async def test_a_claim_of_a_replica_that_is_gone_may_complete(
     claim = await before.claim(request())
     await stop(before)
     after = open_replica(backend.config())
-    assert isinstance(await after.persist(completed(make_set(), claim, b"kept")), Persisted)
+    assert isinstance(await persist(after, completed(make_set(), claim, b"kept")), Persisted)
     assert await after.claim(request()) == StoredReply(BODY, b"kept")
 
 
@@ -114,10 +121,10 @@ async def test_readings_without_a_bucket_do_not_keep_predictions_from_being_stor
 ) -> None:
     replica = open_replica(dataclasses.replace(influx_backend.config(), influx_bucket_raw="missing"))
     for _ in range(3):
-        refused = await replica.persist(readings())
+        refused = await persist(replica, readings())
         assert isinstance(refused, NotPersisted)
         assert refused.failure is PersistFailure.UNAVAILABLE
-        assert isinstance(await replica.persist(make_set()), Persisted)
+        assert isinstance(await persist(replica, make_set()), Persisted)
     assert (await replica.status()).reachable
     assert len(influx_backend.points()) == 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from deployments.contracts import (
 from deployments.group_commit import GroupCommit
 from deployments.idempotency import KeyClaims, Start
 from deployments.stores.base import WriteOutcome
+from serve_app import store_client
 from serve_app.store_client import StoreClient
 
 BUILDS = pytest.mark.parametrize("build", ["ours", "broken"])
@@ -91,13 +92,13 @@ class Handle:
         self.stored: list[RecordSet] = []
         self.persist = self
 
-    def remote(self, record_set: RecordSet) -> asyncio.Task[PersistResult]:
-        return asyncio.create_task(self._write(record_set))
+    def remote(self, record_sets: Sequence[RecordSet]) -> asyncio.Task[list[PersistResult]]:
+        return asyncio.create_task(self._write(record_sets))
 
-    async def _write(self, record_set: RecordSet) -> PersistResult:
+    async def _write(self, record_sets: Sequence[RecordSet]) -> list[PersistResult]:
         await asyncio.sleep(0.05)
-        self.stored.append(record_set)
-        return Persisted(commit_size=1, persist_ms=50.0)
+        self.stored += record_sets
+        return [Persisted(commit_size=1, persist_ms=50.0) for _ in record_sets]
 
 
 @BUILDS
@@ -106,11 +107,21 @@ async def test_without_the_shield_a_client_that_leaves_takes_its_prediction_alon
 ) -> None:
     handle = Handle()
     client = (StoreClient if build == "ours" else NoShield)(handle)
-    request = asyncio.create_task(client.persist(RecordSet((make_point(),), time.time() + 5)))
-    await asyncio.sleep(0.01)
+
+    def persist() -> asyncio.Task[Any]:
+        return asyncio.create_task(client.persist(RecordSet((make_point(),), time.time() + 5)))
+
+    # As many calls as may be on their way, and one request that waits for the next.
+    others = []
+    for _ in range(store_client.CALLS):
+        others.append(persist())
+        await asyncio.sleep(0.005)
+    request = persist()
+    await asyncio.sleep(0.005)
     request.cancel()
+    await asyncio.gather(*others)
     await asyncio.sleep(0.15)
-    assert len(handle.stored) == (1 if build == "ours" else 0)
+    assert len(handle.stored) == len(others) + (1 if build == "ours" else 0)
 
 
 class ClaimNotAtomic(KeyClaims):

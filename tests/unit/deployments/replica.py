@@ -21,6 +21,7 @@ import torch
 
 from deployments.appliance import MAX_BATCH_WINDOWS, ApplianceModel
 from deployments.batching import Batcher
+from deployments.blocks import InferenceBlock
 from deployments.comparison import Comparison
 from deployments.contracts import InferenceRequest, InferenceResult
 from deployments.forward import Call, Forward
@@ -135,6 +136,7 @@ class Kettle:
         model._stable, model._canary = Forward("stable"), Forward("canary")
         model._comparison = Comparison(model._tally)
         model._live, model._logged_plan = 0, None
+        model._behind, model._logged = (0, 0.0), None
         model._stable_windows = Batcher(model._run_stable, MAX_BATCH_WINDOWS)
         model._canary_windows = Batcher(model._run_canary, MAX_BATCH_WINDOWS)
 
@@ -150,6 +152,11 @@ class Kettle:
 
     def counts(self, role: Role) -> VersionCounts:
         return dict(self.model._tally.counts).get(role, VersionCounts())
+
+    async def infer(self, one: InferenceRequest) -> InferenceResult:
+        """One window in a call of its own."""
+        (result,) = await self.model.infer(InferenceBlock.of([one]))
+        return result
 
     async def stable(self, *requests: InferenceRequest) -> list[InferenceResult]:
         """The batch function itself."""

@@ -95,11 +95,11 @@ async def test_before_any_plan_nothing_is_ready(kettle: Kettle) -> None:
     status = await kettle.model.status()
     assert not status.ready
     assert (status.model_version, status.artifact_sha256, status.nothing) == (None, None, "")
-    result = await kettle.model.infer(request())
+    result = await kettle.infer(request())
     assert isinstance(result, InferenceRefused)
     assert (result.reason, result.detail) == (InferenceRefusal.NO_MODEL, "still loading")
     kettle.model._follower.nothing = "sha256_mismatch: another hash"
-    result = await kettle.model.infer(request())
+    result = await kettle.infer(request())
     assert isinstance(result, InferenceRefused)
     assert result.detail == (await kettle.model.status()).nothing == "sha256_mismatch: another hash"
     results = await kettle.stable(request(), request())
@@ -134,9 +134,9 @@ async def test_windows_are_counted_and_refused_ones_are_not(kettle: Kettle) -> N
 async def test_each_building_is_answered_by_its_version_every_time(kettle: Kettle) -> None:
     await deploy(kettle.versions, plan("1.0.0", canary="2.0.0", percent=50.0))
     buildings = [f"home-{n}" for n in range(20)]
-    first = [version(await kettle.model.infer(request(building=building))) for building in buildings]
+    first = [version(await kettle.infer(request(building=building))) for building in buildings]
     assert set(first) == {"1.0.0", "2.0.0"}
-    again = [version(await kettle.model.infer(request(building=building))) for building in buildings]
+    again = [version(await kettle.infer(request(building=building))) for building in buildings]
     assert again == first
     assert kettle.counts(Role.CANARY).windows == 2 * first.count("2.0.0")
     assert kettle.counts(Role.STABLE).windows == 2 * first.count("1.0.0")
@@ -159,7 +159,7 @@ async def test_a_canary_that_raises_fails_nobody(
     behaviour = Behaviour(kettle, Role.CANARY, monkeypatch)
     behaviour.error = RuntimeError("a bug")
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        answers = [version(await kettle.model.infer(request())) for _ in range(5)]
+        answers = [version(await kettle.infer(request())) for _ in range(5)]
     assert answers == ["1.0.0"] * 5
     assert (kettle.counts(Role.CANARY).windows, kettle.counts(Role.CANARY).errors) == (5, 5)
     assert kettle.counts(Role.STABLE).windows == 5
@@ -187,18 +187,18 @@ async def test_a_canary_that_hangs_costs_its_patience_once_and_then_nothing(
     behaviour = Behaviour(kettle, Role.CANARY, monkeypatch)
     behaviour.open.clear()
     started = time.monotonic()
-    assert version(await kettle.model.infer(request())) == "1.0.0"
+    assert version(await kettle.infer(request())) == "1.0.0"
     assert patience_s * 0.9 <= time.monotonic() - started < 10 * patience_s
     started = time.monotonic()
     for _ in range(3):
-        assert version(await kettle.model.infer(request())) == "1.0.0"
+        assert version(await kettle.infer(request())) == "1.0.0"
     assert time.monotonic() - started < patience_s * 0.9
     assert (behaviour.windows, kettle.counts(Role.CANARY).errors) == (1, 4)
     behaviour.open.set()
     async with asyncio.timeout(5):
         while kettle.model._canary.busy:  # noqa: ASYNC110 - the thread tells nobody
             await asyncio.sleep(0.002)
-    assert version(await kettle.model.infer(request())) == "2.0.0"
+    assert version(await kettle.infer(request())) == "2.0.0"
     assert kettle.counts(Role.CANARY).errors == 4
 
 
@@ -210,7 +210,7 @@ async def test_a_canary_that_cannot_keep_up_has_its_windows_answered_in_time_and
     behaviour = Behaviour(kettle, Role.CANARY, monkeypatch)
     behaviour.takes_s = patience_s * 0.6
     started = time.monotonic()
-    answers = await asyncio.gather(*(kettle.model.infer(request(building=f"home-{n}")) for n in range(8)))
+    answers = await asyncio.gather(*(kettle.infer(request(building=f"home-{n}")) for n in range(8)))
     assert time.monotonic() - started < 2.5 * patience_s  # not 8 times 0.6
     assert sorted(map(version, answers)) == ["1.0.0"] * 7 + ["2.0.0"]
     async with asyncio.timeout(5):
@@ -229,10 +229,10 @@ async def test_a_canary_in_place_of_one_that_hangs_starts_clean(
     await deploy(kettle.versions, CANARY)
     hanging = Behaviour(kettle, Role.CANARY, monkeypatch)
     hanging.open.clear()
-    in_flight = asyncio.create_task(kettle.model.infer(request()))
+    in_flight = asyncio.create_task(kettle.infer(request()))
     await hanging.started()
     await deploy(kettle.versions, plan("1.0.0", canary="3.0.0"))
-    assert version(await kettle.model.infer(request())) == "3.0.0"
+    assert version(await kettle.infer(request())) == "3.0.0"
     assert version(await in_flight) == "1.0.0"
     assert (kettle.counts(Role.CANARY).windows, kettle.counts(Role.CANARY).errors) == (1, 0)
     hanging.open.set()
@@ -243,7 +243,7 @@ async def test_a_canary_demoted_while_a_window_waits_does_not_answer_it(kettle: 
     assert kettle.serving.role_for("home-1") is Role.CANARY
     assert kettle.versions.switch(directive(CANARY, of=order, demoted=True))
     assert await kettle.canary(request(), request()) == [None, None]
-    assert version(await kettle.model.infer(request())) == "1.0.0"
+    assert version(await kettle.infer(request())) == "1.0.0"
     assert kettle.counts(Role.CANARY) == VersionCounts()
 
 
@@ -254,9 +254,9 @@ async def test_a_slow_canary_keeps_no_building_of_the_stable_version_waiting(
     behaviour = Behaviour(kettle, Role.CANARY, monkeypatch)
     behaviour.open.clear()
     buildings = {kettle.serving.role_for(f"home-{n}"): f"home-{n}" for n in range(20)}
-    slow = asyncio.create_task(kettle.model.infer(request(building=buildings[Role.CANARY])))
+    slow = asyncio.create_task(kettle.infer(request(building=buildings[Role.CANARY])))
     await behaviour.started()
-    result = await asyncio.wait_for(kettle.model.infer(request(building=buildings[Role.STABLE])), 5)
+    result = await asyncio.wait_for(kettle.infer(request(building=buildings[Role.STABLE])), 5)
     assert (version(result), slow.done()) == ("1.0.0", False)
     behaviour.open.set()
     assert version(await slow) == "2.0.0"
@@ -267,7 +267,7 @@ async def test_a_slow_canary_keeps_no_building_of_the_stable_version_waiting(
 
 async def test_a_shadow_sees_the_windows_and_answers_none(kettle: Kettle) -> None:
     await deploy(kettle.versions, SHADOW)
-    results = [await kettle.model.infer(request()) for _ in range(4)]
+    results = [await kettle.infer(request()) for _ in range(4)]
     assert {version(result) for result in results} == {"1.0.0"}
     await kettle.compared()
     counts = kettle.counts(Role.SHADOW)
@@ -281,7 +281,7 @@ async def test_a_shadow_delays_no_reply(kettle: Kettle, monkeypatch: pytest.Monk
     behaviour.open.clear()
     async with asyncio.timeout(5):
         for _ in range(10):
-            assert version(await kettle.model.infer(request())) == "1.0.0"
+            assert version(await kettle.infer(request())) == "1.0.0"
     assert kettle.counts(Role.SHADOW).compared == 0
     behaviour.open.set()
     await kettle.compared()
@@ -295,18 +295,18 @@ async def test_a_pass_that_waits_for_a_core_is_followed_by_a_rest(
     await deploy(kettle.versions, SHADOW)
     behaviour = Behaviour(kettle, Role.SHADOW, monkeypatch)
     behaviour.open.clear()
-    await kettle.model.infer(request())
+    await kettle.infer(request())
     await behaviour.started()
     await asyncio.sleep(0.1)  # so long its thread has no core: it waits for the gate
-    await kettle.model.infer(request())
+    await kettle.infer(request())
     behaviour.open.set()
     await kettle.compared()
-    await kettle.model.infer(request())
+    await kettle.infer(request())
     counts = kettle.counts(Role.SHADOW)
     assert (counts.compared, counts.dropped) == (1, 2), "the one that waited behind it, and the one that came after"
     monkeypatch.setattr(kettle.model._comparison, "_rests_until", 0.0)
     monkeypatch.setattr(comparison, "STARVED_S", float("inf"))
-    await kettle.model.infer(request())
+    await kettle.infer(request())
     await kettle.compared()
     assert kettle.counts(Role.SHADOW).compared == 2
 
@@ -349,11 +349,11 @@ async def test_windows_that_arrive_while_one_runs_share_the_next_pass(
     await deploy(kettle.versions, plan("1.0.0"))
     behaviour = Behaviour(kettle, Role.STABLE, monkeypatch)
     behaviour.open.clear()
-    first = asyncio.create_task(kettle.model.infer(request()))
+    first = asyncio.create_task(kettle.infer(request()))
     await behaviour.started()
     others = []
     for _ in range(5):
-        others.append(asyncio.create_task(kettle.model.infer(request())))
+        others.append(asyncio.create_task(kettle.infer(request())))
         await asyncio.sleep(0.001)
     behaviour.open.set()
     answers = await asyncio.gather(first, *others)
@@ -366,14 +366,15 @@ async def test_live_windows_are_counted_whatever_becomes_of_them(
     await deploy(kettle.versions, plan("1.0.0"))
     behaviour = Behaviour(kettle, Role.STABLE, monkeypatch)
     behaviour.open.clear()
-    waiting = [asyncio.create_task(kettle.model.infer(request())) for _ in range(3)]
+    waiting = [asyncio.create_task(kettle.infer(request())) for _ in range(3)]
     await behaviour.started()
     assert kettle.model._live == 3
     waiting[0].cancel()
     behaviour.error = RuntimeError("a bug")
     behaviour.open.set()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert isinstance(outcomes[1], RuntimeError)
+    assert isinstance(outcomes[1], InferenceRefused)
+    assert (outcomes[1].reason, outcomes[1].detail) == (InferenceRefusal.FAILED, "RuntimeError")
     assert kettle.model._live == 0
 
 
@@ -408,7 +409,7 @@ async def test_under_load_every_answer_after_the_instant_is_the_new_versions(ket
     async def client() -> None:
         while time.time() < order.activate_at_s + 0.05:
             sent = time.time()
-            seen.append((sent, version(await kettle.model.infer(request()))))
+            seen.append((sent, version(await kettle.infer(request()))))
 
     await asyncio.gather(*(client() for _ in range(4)))
     assert {one for sent, one in seen if sent >= order.activate_at_s} == {"2.0.0"}
@@ -420,17 +421,17 @@ async def test_a_promotion_takes_the_building_over_without_a_load(kettle: Kettle
     promoted = kettle.serving.models[Role.CANARY]
     await deploy(kettle.versions, plan("2.0.0"))
     assert kettle.serving.stable is promoted
-    assert version(await kettle.model.infer(request())) == "2.0.0"
+    assert version(await kettle.infer(request())) == "2.0.0"
 
 
 async def test_versions_of_before_are_freed_after_the_switch(kettle: Kettle) -> None:
     await deploy(kettle.versions, plan("1.0.0", canary="2.0.0", shadow="3.0.0", percent=50.0))
     for n in range(10):
-        await kettle.model.infer(request(building=f"home-{n}"))
+        await kettle.infer(request(building=f"home-{n}"))
     await kettle.compared()
     old = [weakref.ref(model) for model in kettle.serving.models.values()]
     await deploy(kettle.versions, plan("2.0.0"))
-    await kettle.model.infer(request())
+    await kettle.infer(request())
     await freed(old[0])
     await freed(old[2])
     assert old[1]() is kettle.serving.stable
@@ -444,7 +445,7 @@ async def test_a_replica_whose_pass_hangs_or_that_follows_nobody_is_replaced(
     await deploy(kettle.versions, plan("1.0.0"))
     behaviour = Behaviour(kettle, Role.STABLE, monkeypatch)
     behaviour.open.clear()
-    waiting = asyncio.create_task(model.infer(request()))
+    waiting = asyncio.create_task(kettle.infer(request()))
     await behaviour.started()
     model.check_health()
     monkeypatch.setattr(appliance, "HUNG_S", 0.0)
@@ -466,14 +467,14 @@ async def test_a_shadow_that_hangs_is_given_up_and_another_is_compared(
     await deploy(kettle.versions, SHADOW)
     behaviour = Behaviour(kettle, Role.SHADOW, monkeypatch)
     behaviour.open.clear()
-    await kettle.model.infer(request())
+    await kettle.infer(request())
     await kettle.compared()
-    await kettle.model.infer(request())
+    await kettle.infer(request())
     counts = kettle.counts(Role.SHADOW)
     assert (counts.errors, counts.dropped) == (1, 1), "its thread is lost; no other is lost with the next window"
     await deploy(kettle.versions, plan("1.0.0", shadow="2.0.0"))
     monkeypatch.setattr(comparison, "PASS_S", 20.0)
-    await kettle.model.infer(request())
+    await kettle.infer(request())
     await kettle.compared()
     assert kettle.counts(Role.SHADOW).compared == 1
     behaviour.open.set()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from typing import Any
 
 import pytest
 
-from deployments.batching import Batcher
+from deployments.batching import Batcher, QueueFull
 
 
 class Work:
     """Doubles its items, batch by batch, each when `open` lets it."""
 
-    def __init__(self, max_items: int = 8) -> None:
+    def __init__(self, max_items: int = 8, **options: Any) -> None:
         self.batches: list[list[int]] = []
         self.open = asyncio.Event()
         self.open.set()
         self.error: Exception | None = None
-        self.batcher: Batcher[int, int] = Batcher(self._run, max_items)
+        self.batcher: Batcher[int, int] = Batcher(self._run, max_items, **options)
 
     async def _run(self, items: list[int]) -> list[int]:
         self.batches.append(items)
@@ -27,8 +28,8 @@ class Work:
             raise self.error
         return [2 * item for item in items]
 
-    def submit(self, *items: int) -> list[asyncio.Task[int]]:
-        return [asyncio.create_task(self.batcher.submit(item)) for item in items]
+    def submit(self, *items: int) -> list[asyncio.Future[int]]:
+        return [self.batcher.put(item) for item in items]
 
 
 async def turns() -> None:
@@ -38,7 +39,7 @@ async def turns() -> None:
 
 async def test_a_lone_item_waits_for_no_company() -> None:
     work = Work()
-    assert await work.batcher.submit(3) == 6
+    assert await work.batcher.put(3) == 6
     assert work.batches == [[3]]
 
 
@@ -85,7 +86,7 @@ async def test_a_batch_of_which_all_left_is_not_run() -> None:
     gone.cancel()
     work.open.set()
     await asyncio.gather(*running)
-    assert await work.batcher.submit(2) == 4
+    assert await work.batcher.put(2) == 4
     assert work.batches == [[0], [2]]
 
 
@@ -95,7 +96,7 @@ async def test_a_batch_that_fails_fails_alone() -> None:
     outcomes = await asyncio.gather(*work.submit(1, 2), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ValueError, ValueError]
     work.error = None
-    assert await work.batcher.submit(3) == 6
+    assert await work.batcher.put(3) == 6
 
 
 async def test_results_that_belong_to_nobody_are_an_error() -> None:
@@ -104,7 +105,7 @@ async def test_results_that_belong_to_nobody_are_an_error() -> None:
 
     batcher: Batcher[int, int] = Batcher(short, 8)
     with pytest.raises(ValueError, match="shorter"):
-        await batcher.submit(1)
+        await batcher.put(1)
 
 
 async def test_the_work_is_in_no_requests_context() -> None:
@@ -116,5 +117,46 @@ async def test_the_work_is_in_no_requests_context() -> None:
         return items
 
     whose.set("a request's")
-    await Batcher(look, 8).submit(1)
+    await Batcher(look, 8).put(1)
     assert seen == ["nobody's"]
+
+
+async def test_a_batch_is_full_by_the_size_of_its_items_and_one_that_is_larger_goes_alone() -> None:
+    work = Work(max_items=10, size_of=lambda item: item)
+    work.open.clear()
+    first = work.submit(1)
+    await turns()
+    later = work.submit(4, 6, 1, 50, 9)
+    work.open.set()
+    await asyncio.gather(*first, *later)
+    assert work.batches == [[1], [4, 6], [1], [50], [9]]
+
+
+async def test_as_many_batches_run_side_by_side_as_are_allowed_at_the_time() -> None:
+    allowed = 2
+    work = Work(at_once=lambda: allowed)
+    work.open.clear()
+    futures = []
+    for n in range(4):
+        futures += work.submit(n)
+        await turns()
+    assert work.batches == [[0], [1]]
+    assert work.batcher.waiting == 2
+    allowed = 3
+    futures += work.submit(4)
+    await turns()
+    assert work.batches[2:] == [[2, 3, 4]]
+    work.open.set()
+    assert await asyncio.gather(*futures) == [0, 2, 4, 6, 8]
+
+
+async def test_only_so_many_may_wait() -> None:
+    work = Work(limit=2)
+    work.open.clear()
+    running = work.submit(0)
+    await turns()
+    waiting = work.submit(1, 2)
+    with pytest.raises(QueueFull):
+        work.batcher.put(3)
+    work.open.set()
+    assert await asyncio.gather(*running, *waiting) == [0, 2, 4]

@@ -253,7 +253,7 @@ async def test_a_canary_that_fails_is_demoted_everywhere_and_over_a_restart(
     async def client() -> None:
         while house.rollout().active.demoted is None:  # type: ignore[union-attr]
             for kettle in (a, b):
-                result = await kettle.model.infer(request())
+                result = await kettle.infer(request())
                 assert isinstance(result, Inference)
                 assert result.model_version == "1.0.0"
             await asyncio.sleep(0.002)
@@ -273,7 +273,7 @@ async def test_replicas_go_on_without_a_coordinator_and_the_next_one_learns_from
     a, b = await start(house, plan("1.0.0", canary="2.0.0"), "a", "b")
     before = house.rollout().active
     for kettle in (a, b):
-        await kettle.model.infer(request())
+        await kettle.infer(request())
     house.restart()
     await house.until(lambda: len(house.rollout().replicas) == 2)
     assert house.rollout().active == before

@@ -10,9 +10,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 from starlette.datastructures import MutableHeaders
 
+from deployments.blocks import InferenceBlock
 from deployments.contracts import (
     ApplianceStatus,
     Claim,
@@ -55,6 +57,7 @@ from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
 from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
+from serve_app.inference import ModelClient
 from serve_app.known_models import KnownModels, Reload
 from serve_app.logs import JsonFormatter
 from serve_app.metrics import HttpMetrics
@@ -106,7 +109,10 @@ class FakeAppliance:
     def status(self) -> Method:
         return Method(self._status)
 
-    async def _infer(self, request: InferenceRequest) -> InferenceResult:
+    async def _infer(self, block: InferenceBlock) -> list[InferenceResult]:
+        return [await self._one(request) for request in block.requests()]
+
+    async def _one(self, request: InferenceRequest) -> InferenceResult:
         self.windows.append([round(float(v), 5) for v in request.window_kw])
         self.attributions.append(request.attribution)
         self.buildings.append(request.building_id)
@@ -203,7 +209,10 @@ class FakeStore:
     def status(self) -> Method:
         return Method(self._status)
 
-    async def _persist(self, record_set: RecordSet) -> PersistResult:
+    async def _persist(self, record_sets: Sequence[RecordSet]) -> list[PersistResult]:
+        return await asyncio.gather(*map(self._one, record_sets))
+
+    async def _one(self, record_set: RecordSet) -> PersistResult:
         completion = record_set.completion
         if completion is None:
             return await self._write(record_set)
@@ -434,6 +443,7 @@ async def start(
     configuration = Settings(**values)
     coordinator = FakeCoordinator(configuration.requests_per_minute, tuple(fakes))
     catalogue = Catalogue(fakes, store, coordinator, logger)
+    models = {name: ModelClient(fake, partial(catalogue.replicas, name)) for name, fake in fakes.items()}
     source = grants or FixedGrants()
     cache = GrantCache(source)
     registry = Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path())
@@ -447,7 +457,7 @@ async def start(
         known_models=known_models,
         reload=Reload(coordinator, asker),
         catalogue=catalogue,
-        predictor=Predictor(fakes, StoreClient(store), catalogue, cache),
+        predictor=Predictor(models, StoreClient(store), catalogue, cache),
         store=StoreClient(store),
         history=HistoryClient(history or SimpleNamespace()),
         metrics=HttpMetrics(),

@@ -47,6 +47,7 @@ MODEL_FAILURES: list[tuple[Callable[[Any], Any], int, str]] = [
     (refused(InferenceRefusal.DEADLINE), 503, "deadline_exceeded"),
     (refused(InferenceRefusal.NO_MODEL), 503, "model_unavailable"),
     (refused(InferenceRefusal.BAD_OUTPUT), 503, "model_unavailable"),
+    (refused(InferenceRefusal.FAILED), 503, "model_unavailable"),
     (raises(BackPressureError(num_queued_requests=1, max_queued_requests=1)), 503, "overloaded"),
     (raises(RayActorError()), 503, "model_unavailable"),
     (raises(RuntimeError("bug with /secret/path")), 500, "internal"),

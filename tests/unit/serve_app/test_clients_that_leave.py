@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployments.contracts import RecordSet
-from serve_app.store_client import StoreClient
+from serve_app.store_client import CALLS, StoreClient
 
 
 async def cancel_while_storing(service: Any, kit: Any, route: str) -> None:
@@ -34,14 +34,32 @@ async def test_a_prediction_on_its_way_to_the_store_arrives_when_the_client_leav
     assert (await service.infer()).status_code == 200
 
 
-async def test_without_the_shield_that_test_fails(service: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def store_three_and_leave_the_last(service: Any) -> None:
+    """The last waits for a call of its own, because as many as may are on their way, and its client hangs up."""
+    service.store.release = asyncio.Event()
+    calls = []
+    for _ in range(CALLS + 1):
+        calls.append(asyncio.create_task(service.infer()))
+        await asyncio.sleep(0.02)
+    calls[-1].cancel()
+    await asyncio.sleep(0.02)
+    service.store.release.set()
+    await asyncio.gather(*calls[:-1])
+    await asyncio.sleep(0.02)
+
+
+async def test_a_prediction_that_waits_for_the_store_arrives_as_well(service: Any) -> None:
+    await store_three_and_leave_the_last(service)
+    assert len(service.store.stored) == CALLS + 1
+
+
+async def test_without_the_shield_that_test_fails(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def unshielded(self: StoreClient, record_set: RecordSet) -> Any:
         return await self._persist(record_set)
 
     monkeypatch.setattr(StoreClient, "persist", unshielded)
-    await cancel_while_storing(service, kit, "/infer")
-    assert service.store.cancelled == 1
-    assert service.store.stored == []
+    await store_three_and_leave_the_last(service)
+    assert len(service.store.stored) == CALLS
 
 
 async def test_a_client_that_leaves_is_no_error_of_ours(service: Any, kit: Any) -> None:
