@@ -5,15 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from serve_app.problems import FieldError, Problem, Problems
-from serve_app.schemas import MAX_MAINS_KW
+from serve_app.schemas import MAX_MAINS_KW, InferRequest
 
 MAX_REPORTED_ERRORS = 20
 """A window of text would otherwise make a reply larger than the request."""
+BINARY = "application/octet-stream"
+SAMPLE = np.dtype("<f4")
+"""Of a binary window: IEEE 754, 4 bytes, little-endian."""
 B = TypeVar("B", bound=BaseModel)
+
+
+async def read_window(request: Request) -> InferRequest:
+    """The body of `/infer`: JSON, or the samples as float32 with all the rest in the query. Raises Problem."""
+    if media_type_of(request) != BINARY:
+        return await read_json(request, InferRequest)
+    raw = await read_body(request)
+    if len(raw) % SAMPLE.itemsize:
+        detail = f"The body has {len(raw)} bytes; every sample takes {SAMPLE.itemsize}."
+        raise Problem(Problems.BAD_REQUEST, detail)
+    given: dict[str, Any] = {name: request.query_params.getlist(name) for name in request.query_params}
+    repeated = [name for name, values in given.items() if len(values) > 1]
+    if repeated:
+        raise Problem(Problems.VALIDATION, "A parameter is given twice.", [FieldError(n, "twice") for n in repeated])
+    named = {name: values[0] for name, values in given.items()}
+    if "window" in named:
+        raise Problem(Problems.VALIDATION, "The window is the body.", [FieldError("window", "is no parameter")])
+    try:
+        return InferRequest.model_validate(named | {"window": np.frombuffer(raw, SAMPLE).tolist()}, strict=False)
+    except ValidationError as error:
+        raise _problem(error) from None
 
 
 async def read_json(request: Request, body_type: type[B]) -> B:
@@ -56,7 +81,7 @@ def _problem(error: ValidationError) -> Problem:
 
 def _explain(kind: str, location: Sequence[Any], message: str) -> str:
     """pydantic's words, except where the usual mistake has a better name."""
-    if location[:1] == ("window",):
+    if "window" in location:
         if kind == "less_than_equal":
             return f"is above {MAX_MAINS_KW:g} kW; the unit is kW, not W"
         if kind == "greater_than_equal":

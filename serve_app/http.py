@@ -76,7 +76,14 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
     app.add_middleware(
         RequestLimitMiddleware,
         body_limit_bytes=BODY_LIMIT_BYTES,
-        larger={prefix + ingest.PATH: ingest.BODY_LIMIT_BYTES for prefix in ("", API_PREFIX)},
+        larger={
+            prefix + path: limit_bytes
+            for prefix in ("", API_PREFIX)
+            for path, limit_bytes in (
+                (ingest.PATH, ingest.BODY_LIMIT_BYTES),
+                (inference.BATCH_PATH, inference.BATCH_LIMIT_BYTES),
+            )
+        },
     )
     app.add_middleware(
         AddressLimitMiddleware,

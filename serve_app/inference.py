@@ -58,20 +58,29 @@ class ModelClient:
     ) -> Inference:
         """One window of a building. Raises Problem."""
         request = InferenceRequest(building_id, np.asarray(window_kw, dtype=np.float32), deadline_s, attribution)
+        (outcome,) = await self.run_windows([request])
+        if isinstance(outcome, Problem):
+            raise outcome
+        return outcome
+
+    async def run_windows(self, requests: Sequence[InferenceRequest]) -> list[Inference | Problem]:
+        """What became of each, in their order, by the latest of their deadlines."""
+        sent = [self._put(request) for request in requests]
+        waiting = [one for one in sent if not isinstance(one, Problem)]
+        until_s = max(one.deadline_s for one in requests)
         try:
-            async with asyncio.timeout(max(0.0, deadline_s - time.time())):
-                result = await self._calls.put(request)
-        except TimeoutError:
-            raise Problem(Problems.DEADLINE_EXCEEDED, "The model did not answer in time.") from None
-        except (BackPressureError, QueueFull):
-            raise Problem(Problems.OVERLOADED, "Too many windows are waiting for this model.") from None
-        except RayTaskError:
-            raise Problem(Problems.MODEL_UNAVAILABLE, "The model failed on this window.") from None
-        except (RayError, RayServeException):
-            raise Problem(Problems.MODEL_UNAVAILABLE, "The model's replica was lost; try again.") from None
-        if isinstance(result, Inference):
-            return result
-        raise _refused(result)
+            if waiting:
+                await asyncio.wait(waiting, timeout=max(0.0, until_s - time.time()))
+            return [one if isinstance(one, Problem) else _outcome(one) for one in sent]
+        finally:
+            for one in waiting:
+                one.cancel()  # whoever left, or ran out of time, wants nothing more
+
+    def _put(self, request: InferenceRequest) -> asyncio.Future[InferenceResult] | Problem:
+        try:
+            return self._calls.put(request)
+        except QueueFull:
+            return _overloaded()
 
     async def _send(self, requests: list[InferenceRequest]) -> Sequence[InferenceResult]:
         """One call, made again when its replica was lost. Raises what the handle raises."""
@@ -90,6 +99,29 @@ class ModelClient:
                 if attempt == MAX_ATTEMPTS:
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _outcome(future: asyncio.Future[InferenceResult]) -> Inference | Problem:
+    if not future.done():
+        return Problem(Problems.DEADLINE_EXCEEDED, "The model did not answer in time.")
+    match future.exception():
+        case None:
+            result = future.result()
+            return result if isinstance(result, Inference) else _refused(result)
+        case TimeoutError():
+            return Problem(Problems.DEADLINE_EXCEEDED, "The model did not answer in time.")
+        case BackPressureError():
+            return _overloaded()
+        case RayTaskError():
+            return Problem(Problems.MODEL_UNAVAILABLE, "The model failed on this window.")
+        case RayError() | RayServeException():
+            return Problem(Problems.MODEL_UNAVAILABLE, "The model's replica was lost; try again.")
+        case error:
+            raise error
+
+
+def _overloaded() -> Problem:
+    return Problem(Problems.OVERLOADED, "Too many windows are waiting for this model.")
 
 
 def _refused(refused: InferenceRefused) -> Problem:

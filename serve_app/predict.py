@@ -1,51 +1,39 @@
 """The use cases: one window for one appliance, one window for all. Validate, infer, persist, only then reply.
 
-With an Idempotency-Key, whatever was asked before is answered as before: see `idempotency`.
+Many windows at once: see `batch`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 import numpy as np
 
-from deployments.contracts import Claim, Completion, Inference, PredictionPoint, RecordSet, WindowKw
+from deployments.contracts import Inference, WindowKw
 from models.signal import W_PER_KW
 from serve_app.access.grants import GrantCache, Grants
 from serve_app.access.principal import Principal
+from serve_app.calls import Call, answer_once, store_predictions
 from serve_app.catalogue import Catalogue
 from serve_app.disaggregation import WindowPlan, plan_windows, reconcile
-from serve_app.idempotency import Reply, keyed_request, run_once, store_reply
+from serve_app.idempotency import Reply
 from serve_app.inference import ModelClient
-from serve_app.instants import from_ns, to_ns
 from serve_app.middleware import RequestContext
+from serve_app.predictions import infer_response, interval_kw, prediction_point, sample_time
 from serve_app.problems import FieldError, Problem, Problems
 from serve_app.schemas import (
     AppliancePower,
     DisaggregateRequest,
     DisaggregateResponse,
     InferRequest,
-    InferResponse,
 )
 from serve_app.store_client import StoreClient
 
 MODELS_SHARE = 0.7
 """What the models of one `/disaggregate` get of the time left: one that hangs must leave time to store the others."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One run of a use case: for whom, under which claim, and the time of its window's last sample."""
-
-    principal: Principal
-    context: RequestContext
-    claim: Claim | None
-    window_end: datetime
 
 
 @dataclass(frozen=True)
@@ -62,18 +50,23 @@ class Predictor:
     ) -> Reply:
         """One appliance, an `InferResponse`. Raises Problem; returns only when the prediction is durable."""
         grants = await self._building_grants(principal, body.building_id, context)
-        model = self.appliances.get(body.appliance_id)
+        model = self.model(body.appliance_id)
+        grants.check_appliance(body.building_id, body.appliance_id, "/appliance_id")
+
+        async def run(call: Call) -> Reply:
+            return await self._infer(body, model, call)
+
+        return await answer_once(self.store, body, "/infer", principal, context, key, run)
+
+    def model(self, appliance_id: str) -> ModelClient:
+        """That appliance's. Raises Problem."""
+        model = self.appliances.get(appliance_id)
         if model is None:
             detail = f"Served are: {', '.join(self.appliances)}."
             raise Problem(Problems.UNKNOWN_APPLIANCE, detail, [FieldError("/appliance_id", "unknown appliance")])
-        grants.check_appliance(body.building_id, body.appliance_id, "/appliance_id")
+        return model
 
-        async def run(call: _Call) -> Reply:
-            return await self._infer(body, model, call)
-
-        return await self._once(body, "/infer", principal, context, key, run)
-
-    async def _infer(self, body: InferRequest, model: ModelClient, call: _Call) -> Reply:
+    async def _infer(self, body: InferRequest, model: ModelClient, call: Call) -> Reply:
         context = call.context
         window = np.asarray(body.window, dtype=np.float32)
         with context.timed("infer"):
@@ -81,24 +74,10 @@ class Predictor:
         context.stages_ms["queue"] = inference.queue_ms
         context.labels["appliance"] = body.appliance_id
         context.labels["model_version"] = inference.model_version
-        instant = _sample_time(call.window_end, len(window), inference.output_sample_index, inference.sample_period_s)
-        predicted_kw = inference.predicted_w / W_PER_KW
-        point = _point(body.building_id, body.appliance_id, inference, predicted_kw, instant, call)
-        response = InferResponse(
-            predicted_kw=predicted_kw,
-            confidence=inference.on_probability,
-            interval_kw=_interval_kw(inference, predicted_kw),
-            attribution=inference.attribution,
-            model_version=inference.model_version,
-            request_id=context.request_id,
-            persisted=True,
-            predicted_for=instant,
-            output_sample_index=inference.output_sample_index,
-            sample_period_s=inference.sample_period_s,
-            model_id=inference.model_id,
-            artifact_sha256=inference.artifact_sha256,
-        )
-        return await self._store((point,), response, call)
+        instant = sample_time(body, call.received, inference.output_sample_index, inference.sample_period_s)
+        point = prediction_point(body, body.appliance_id, inference, inference.predicted_w / W_PER_KW, instant, call)
+        response = infer_response(inference, instant, context.request_id)
+        return await store_predictions(self.store, (point,), response, call)
 
     async def disaggregate(
         self, body: DisaggregateRequest, principal: Principal, context: RequestContext, key: str | None = None
@@ -112,12 +91,12 @@ class Predictor:
         if not allowed:
             raise Problem(Problems.FORBIDDEN_APPLIANCE, "No appliance of this building is served and yours to see.")
 
-        async def run(call: _Call) -> Reply:
+        async def run(call: Call) -> Reply:
             return await self._disaggregate(body, allowed, call)
 
-        return await self._once(body, "/disaggregate", principal, context, key, run)
+        return await answer_once(self.store, body, "/disaggregate", principal, context, key, run)
 
-    async def _disaggregate(self, body: DisaggregateRequest, allowed: Sequence[str], call: _Call) -> Reply:
+    async def _disaggregate(self, body: DisaggregateRequest, allowed: Sequence[str], call: Call) -> Reply:
         context = call.context
         window = np.asarray(body.window, dtype=np.float32)
         plan = plan_windows(self.catalogue.last_known(), body.attribution)
@@ -131,11 +110,11 @@ class Predictor:
             answers = await self._fan_out(plan, allowed, body, window, models_until_s)
         if not answers:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
-        instant = _sample_time(call.window_end, len(window), plan.output_sample_index, plan.sample_period_s)
+        instant = sample_time(body, call.received, plan.output_sample_index, plan.sample_period_s)
         aggregate_kw = float(window[plan.output_sample_index])
         shares = reconcile(aggregate_kw, {a: i.predicted_w / W_PER_KW for a, i in answers.items()})
         points = tuple(
-            _point(body.building_id, appliance, answers[appliance], kw, instant, call)
+            prediction_point(body, appliance, answers[appliance], kw, instant, call)
             for appliance, kw in shares.appliances_kw.items()
         )
         response = DisaggregateResponse(
@@ -150,7 +129,7 @@ class Predictor:
                     appliance_id=appliance,
                     predicted_kw=kw,
                     confidence=answers[appliance].on_probability,
-                    interval_kw=_interval_kw(answers[appliance], kw, aggregate_kw),
+                    interval_kw=interval_kw(answers[appliance], kw, aggregate_kw),
                     model_id=answers[appliance].model_id,
                     model_version=answers[appliance].model_version,
                     artifact_sha256=answers[appliance].artifact_sha256,
@@ -159,28 +138,7 @@ class Predictor:
             ],
             unavailable=[a for a in allowed if a not in answers],
         )
-        return await self._store(points, response, call)
-
-    async def _once(
-        self,
-        body: InferRequest | DisaggregateRequest,
-        route: str,
-        principal: Principal,
-        context: RequestContext,
-        key: str | None,
-        run: Callable[[_Call], Awaitable[Reply]],
-    ) -> Reply:
-        received = body.window_end()
-        names_no_instant = body.timestamp is None
-        keyed = keyed_request(key, principal.user_id, route, body, received if names_no_instant else None, context)
-
-        async def call(claim: Claim | None) -> Reply:
-            # A second attempt under a key stands for the instant of the first.
-            first_ns = None if claim is None else claim.received_ns
-            window_end = received if first_ns is None else from_ns(first_ns)
-            return await run(_Call(principal, context, claim, window_end))
-
-        return await run_once(self.store, keyed, call)
+        return await store_predictions(self.store, points, response, call)
 
     async def _building_grants(self, principal: Principal, building_id: str, context: RequestContext) -> Grants:
         with context.timed("auth"):
@@ -212,63 +170,3 @@ class Predictor:
             elif not isinstance(outcome, Problem):
                 raise outcome
         return answers
-
-    async def _store(
-        self,
-        points: tuple[PredictionPoint, ...],
-        response: InferResponse | DisaggregateResponse,
-        call: _Call,
-    ) -> Reply:
-        """The reply, once what it acknowledges is durable."""
-        reply = Reply(response.model_dump_json().encode())
-        completion = None if call.claim is None else Completion(call.claim, reply.body)
-        with call.context.timed("persist"):
-            earlier = await store_reply(self.store, RecordSet(points, call.context.deadline_s, completion))
-        return earlier or reply
-
-
-def _interval_kw(
-    inference: Inference, predicted_kw: float, aggregate_kw: float = math.inf
-) -> dict[str, tuple[float, float]]:
-    """By coverage in percent: the model's bounds, at most `aggregate_kw`, and always around `predicted_kw`.
-
-    A prediction that was scaled down to the mains may lie below the low bound. The bound then comes down to it; it is
-    not scaled as well: models that claim more than there is may be wrong about any of the claims, and an interval
-    that only grows holds the true power at least as often as the one that was fitted.
-    """
-    return {
-        f"{100 * interval.coverage:.0f}": (
-            min(interval.low_w / W_PER_KW, predicted_kw),
-            max(min(interval.high_w / W_PER_KW, aggregate_kw), predicted_kw),
-        )
-        for interval in inference.intervals
-    }
-
-
-def _sample_time(window_end: datetime, window_size: int, index: int, sample_period_s: float) -> datetime:
-    """The instant of one sample of a window whose last sample is at `window_end`."""
-    return window_end - timedelta(seconds=(window_size - 1 - index) * sample_period_s)
-
-
-def _point(
-    building_id: str,
-    appliance_id: str,
-    inference: Inference,
-    predicted_kw: float,
-    instant: datetime,
-    call: _Call,
-) -> PredictionPoint:
-    return PredictionPoint(
-        building_id=building_id,
-        appliance_id=appliance_id,
-        model_version=inference.model_version,
-        attribution=inference.attribution.value,
-        time_ns=to_ns(instant),
-        predicted_kw=predicted_kw,
-        confidence=inference.on_probability,
-        aggregate_kw=inference.aggregate_kw,
-        request_id=call.context.request_id,
-        user_id=call.principal.user_id,
-        artifact_sha256=inference.artifact_sha256,
-        latency_ms=(time.perf_counter() - call.context.started_s) * 1000,
-    )

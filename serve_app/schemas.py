@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, WithJsonSchema, field_validator
@@ -13,6 +13,7 @@ from serve_app.instants import parse_instant
 
 MAX_WINDOW_SAMPLES = 20_000
 """Above any model's window; the exact length is checked by the model that runs it."""
+MAX_BATCH_ITEMS = 256
 MAX_MAINS_KW = 100.0
 """A three-phase domestic supply ends below 70 kW: a larger value is almost always watts sent as kW."""
 IDENTIFIER_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
@@ -25,7 +26,9 @@ Window = Annotated[
 ]
 
 
-class _Request(BaseModel):
+class WindowRequest(BaseModel):
+    """One mains window of a building."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     building_id: Identifier
@@ -47,18 +50,34 @@ class _Request(BaseModel):
             parse_instant(value)
         return value
 
-    def window_end(self) -> datetime:
-        """Time of the last sample, UTC."""
-        return datetime.now(UTC) if self.timestamp is None else parse_instant(self.timestamp)
+    def window_end(self, received: datetime) -> datetime:
+        """Time of the last sample, UTC; `received` where the body names none."""
+        return received if self.timestamp is None else parse_instant(self.timestamp)
+
+    def names_every_instant(self) -> bool:
+        """Whether it stands for the same instant whenever it is sent."""
+        return self.timestamp is not None
 
 
-class InferRequest(_Request):
+class InferRequest(WindowRequest):
     """One mains window for one appliance."""
 
     appliance_id: Annotated[Identifier, Field(examples=["kettle"])]
 
 
-class DisaggregateRequest(_Request):
+class InferBatchRequest(BaseModel):
+    """Windows for any appliances of any buildings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    items: list[InferRequest] = Field(min_length=1, max_length=MAX_BATCH_ITEMS)
+
+    def names_every_instant(self) -> bool:
+        """Whether all of them do."""
+        return all(item.names_every_instant() for item in self.items)
+
+
+class DisaggregateRequest(WindowRequest):
     """One mains window for every appliance at once."""
 
 
@@ -131,6 +150,34 @@ class InferResponse(BaseModel):
     sample_period_s: float
     model_id: str
     artifact_sha256: str
+
+
+class ItemProblem(BaseModel):
+    """Why one item was not answered; see `ProblemDocument`."""
+
+    code: str
+    title: str
+    detail: str
+    retryable: bool
+    errors: list[dict[str, str]] = Field(description="Pointers into the item")
+
+
+class BatchResult(BaseModel):
+    """What became of one item: its prediction or its problem, never both."""
+
+    status: int = Field(description="As of a request of its own: 200, or that of the problem")
+    prediction: InferResponse | None = None
+    problem: ItemProblem | None = None
+
+
+class InferBatchResponse(BaseModel):
+    """Results in the order of the items; the predictions among them are durable, all in one commit."""
+
+    request_id: str
+    persisted: bool = Field(description="Always true: a call of which nothing could be stored is an error")
+    answered: int
+    refused: int
+    results: list[BatchResult]
 
 
 class AppliancePower(BaseModel):

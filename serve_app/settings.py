@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.stores import StoreConfig
 from serve_app.access.client_address import ClientAddresses
-from serve_app.access.quotas import IP_QUOTA, USER_QUOTA
+from serve_app.access.quotas import BATCH_QUOTA, IP_QUOTA, USER_QUOTA
 from serve_app.access.tokens import MIN_SECRET_BYTES
 
 DEVELOPMENT_ISSUER = "nilm-development"
@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     """Serve /docs and /openapi.json in production too."""
     rate_limit_per_user: int = Field(default=60, ge=1, le=1_000_000)
     """Requests a minute of one authenticated user, over all ingress replicas."""
+    rate_limit_batches_per_user: int = Field(default=30, ge=1, le=1_000_000)
     rate_limit_per_ip: int = Field(default=120, ge=1, le=1_000_000)
     """Requests a minute of one client address (IPv6: of one /64), before authentication."""
     trusted_proxies: str = ""
@@ -145,7 +146,11 @@ class Settings(BaseSettings):
     @property
     def requests_per_minute(self) -> dict[str, int]:
         """The quotas by name."""
-        return {USER_QUOTA: self.rate_limit_per_user, IP_QUOTA: self.rate_limit_per_ip}
+        return {
+            USER_QUOTA: self.rate_limit_per_user,
+            BATCH_QUOTA: self.rate_limit_batches_per_user,
+            IP_QUOTA: self.rate_limit_per_ip,
+        }
 
     def store_config(self) -> StoreConfig:
         """Which store to open: InfluxDB when INFLUX_URL is set, else SQLite in the data folder."""

@@ -29,9 +29,19 @@ from deployments.contracts import QuotaState, QuotaUse
 from serve_app.access.quota_window import KeyWindow, Verdict
 from serve_app.problems import Problem, Problems
 
-__all__ = ["IP_QUOTA", "USER_QUOTA", "SharedQuotas", "Verdict", "policy_header", "rate_limited", "state_header"]
+__all__ = [
+    "BATCH_QUOTA",
+    "IP_QUOTA",
+    "USER_QUOTA",
+    "SharedQuotas",
+    "Verdict",
+    "policy_header",
+    "rate_limited",
+    "state_header",
+]
 
 USER_QUOTA = "user"
+BATCH_QUOTA = "batch"
 IP_QUOTA = "ip"
 """The names of the quotas, as clients read them in RateLimit-Policy."""
 

@@ -49,8 +49,9 @@ class Requires:
     Gives the principal, or None to a scraper.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, quota: str = USER_QUOTA) -> None:
         self.scope = scope
+        self._quota = quota
 
     async def __call__(
         self,
@@ -63,7 +64,7 @@ class Requires:
         if self.scope is Scope.METRICS and _is_scraper(services, authorization):
             return None
         with context.timed("auth"):
-            principal = await authenticate(services, context, authorization)
+            principal = await authenticate(services, context, authorization, self._quota)
             if self.scope is not Scope.USER:
                 await _check_role(services, principal, context)
             if self.scope is Scope.ADMIN:
@@ -71,15 +72,17 @@ class Requires:
         return principal
 
 
-async def authenticate(services: Services, context: RequestContext, authorization: str | None) -> Principal:
-    """The verified caller, counted against the user's quota. A refused token counts against nobody's."""
+async def authenticate(
+    services: Services, context: RequestContext, authorization: str | None, quota: str = USER_QUOTA
+) -> Principal:
+    """The verified caller, counted against this quota of the user. A refused token counts against nobody's."""
     try:
         async with asyncio.timeout(context.remaining_s()):
             principal = await services.verifier.principal(authorization)
     except TimeoutError:
         raise Problem(Problems.IDENTITY_UNAVAILABLE, "The identity provider did not answer in time.") from None
     context.user_id = principal.user_id
-    await count(services.quotas, USER_QUOTA, principal.user_id, context)
+    await count(services.quotas, quota, principal.user_id, context)
     return principal
 
 

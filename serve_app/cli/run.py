@@ -42,7 +42,11 @@ from serve_app.cli.service_logs import LogFollower
 from serve_app.settings import PROXY_TRUST_VARIABLE, SettingsError, load_settings
 
 POLL_S = 0.3
-DEVELOPMENT_LIMITS = {"RATE_LIMIT_PER_USER": "6000", "RATE_LIMIT_PER_IP": "12000"}
+DEVELOPMENT_LIMITS = {
+    "RATE_LIMIT_PER_USER": "6000",
+    "RATE_LIMIT_BATCHES_PER_USER": "3000",
+    "RATE_LIMIT_PER_IP": "12000",
+}
 """A developer alone replays days of recordings within minutes. Set them to meet production's."""
 DRAIN_TIMEOUT_S = 45.0
 """Serve gives its controller 30 s to stop every replica; a little longer, so that its verdict is heard."""

@@ -57,12 +57,13 @@ def test_a_provider_in_development_needs_the_key_that_reads_grants(monkeypatch: 
 def test_limits_and_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     environment(monkeypatch, **PRODUCTION)
     settings = load_settings()
-    assert settings.requests_per_minute == {"user": 60, "ip": 120}
+    assert settings.requests_per_minute == {"user": 60, "batch": 30, "ip": 120}
     assert settings.trusted_proxy_list == []
     assert settings.expose_docs is False
-    environment(monkeypatch, TRUSTED_PROXIES=" 10.0.0.0/8, ::1,", RATE_LIMIT_PER_USER="5", RATE_LIMIT_PER_IP="7")
+    limits = {"RATE_LIMIT_PER_USER": "5", "RATE_LIMIT_BATCHES_PER_USER": "6", "RATE_LIMIT_PER_IP": "7"}
+    environment(monkeypatch, TRUSTED_PROXIES=" 10.0.0.0/8, ::1,", **limits)
     settings = load_settings()
-    assert settings.requests_per_minute == {"user": 5, "ip": 7}
+    assert settings.requests_per_minute == {"user": 5, "batch": 6, "ip": 7}
     assert settings.trusted_proxy_list == ["10.0.0.0/8", "::1"]
 
 
@@ -146,6 +147,7 @@ def test_influx_without_its_token_cannot_start_even_in_development(monkeypatch: 
         ("REQUEST_TIMEOUT_S", "nan"),
         ("REQUEST_TIMEOUT_S", "soon"),
         ("RATE_LIMIT_PER_USER", "0"),
+        ("RATE_LIMIT_BATCHES_PER_USER", "-1"),
         ("RATE_LIMIT_PER_IP", "many"),
         ("TRUSTED_PROXIES", "10.0.0.0/8, proxy.internal"),
         ("TRUSTED_PROXIES", "0.0.0.0/0"),
