@@ -36,11 +36,18 @@ class HttpMetrics:
             registry=self.registry,
         )
 
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request. Unknown methods share one label, or clients could invent series."""
         known_method = method if method in _METHODS else "other"
-        self._requests.labels(route, known_method, f"{status // 100}xx").inc()
-        self._seconds.labels(route).observe(seconds)
+        series = (route, known_method, status // 100)
+        known = self._series.get(series)
+        if known is None:
+            requests = self._requests.labels(route, known_method, f"{status // 100}xx")
+            known = self._series[series] = (requests, self._seconds.labels(route))
+        known[0].inc()
+        known[1].observe(seconds)
 
 
 def render(

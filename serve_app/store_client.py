@@ -1,8 +1,7 @@
 """The Persistence deployment as an ingress sees it: calls inside the request's deadline, outcomes as problems.
 
 Calls run in tasks of their own, in an empty context: Serve cancels a request's whole call tree when the client hangs
-up, and a prediction that was on its way to the store must still arrive there whole, a claim must not be lost on its
-way back.
+up, and a prediction that was to be stored must still arrive there whole, a claim must not be lost on its way back.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
@@ -77,12 +77,19 @@ class StoreClient:
 
     async def persist(self, record_set: RecordSet) -> Persisted | StoredReply:
         """Make a record set durable; returns only after the commit, whoever made it."""
-        write = self._detached(self._persist(record_set))
+        write = self._put(record_set)
         if record_set.completion is not None:
             token = record_set.completion.claim.token
             self._writing.add(token)
             write.add_done_callback(lambda _: self._writing.discard(token))
-        result = await asyncio.shield(write)
+        # wait() leaves the write alone when the client hangs up, and when the time is over.
+        await asyncio.wait({write}, timeout=max(0.0, record_set.deadline_s - time.time()))
+        if not write.done():
+            raise Problem(Problems.STORE_UNAVAILABLE, NOT_IN_TIME)
+        failure = write.exception()
+        if isinstance(failure, Problem):
+            raise replace(failure)  # a new one for each: one that is raised by many would collect all their tracebacks
+        result = write.result()
         if not isinstance(result, NotPersisted):
             return result
         _logger.warning("not stored", extra={"fields": {"failure": str(result.failure), "reason": result.detail}})
@@ -90,15 +97,15 @@ class StoreClient:
             raise TooOld(result.oldest_kept_ns)
         raise _not_persisted(result)
 
-    async def _persist(self, record_set: RecordSet) -> PersistResult:
+    def _put(self, record_set: RecordSet) -> asyncio.Future[PersistResult]:
         writes = self._predictions if record_set.readings is None else self._readings
         try:
-            async with asyncio.timeout(max(0.0, record_set.deadline_s - time.time())):
-                return await writes.put(record_set)
-        except TimeoutError:
-            raise Problem(Problems.STORE_UNAVAILABLE, NOT_IN_TIME) from None
+            write = writes.put(record_set)
         except QueueFull:
             raise Problem(Problems.OVERLOADED, TOO_MANY) from None
+        # If nobody waits any more when it fails, that is no fault to log.
+        write.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return write
 
     def _writes(self) -> Batcher[RecordSet, PersistResult]:
         return Batcher(

@@ -12,6 +12,7 @@ reachable through that proxy only: a client that reaches HAProxy itself is taken
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
 import re
@@ -89,6 +90,7 @@ def _from_the_right(headers: Sequence[str]) -> Iterator[str]:
         yield from reversed(header.rsplit(",", MAX_HOPS)[-MAX_HOPS:])
 
 
+@functools.lru_cache(maxsize=4096)
 def _address(text: str) -> Address | None:
     """An address with or without port, brackets and zone id; IPv4 inside IPv6 becomes IPv4. None: unreadable."""
     text = text.strip(" \t")

@@ -14,8 +14,8 @@ from serve_app.problems import Problem, Problems
 class Quotas(Protocol):
     """The part of SharedQuotas that is used here."""
 
-    async def take(self, quota: str, key: str) -> Verdict:
-        """Grant or refuse one request."""
+    def take(self, quota: str, key: str) -> Verdict | asyncio.Future[Verdict]:
+        """Grant or refuse one request, now or later."""
         ...
 
 
@@ -24,11 +24,13 @@ async def count(quotas: Quotas, quota: str, key: str, context: RequestContext) -
 
     Raises Problem: 429 when the quota is used up, 503 when that was not known in time.
     """
-    try:
-        async with asyncio.timeout(context.remaining_s()):
-            verdict = await quotas.take(quota, key)
-    except TimeoutError:
-        raise Problem(Problems.OVERLOADED, "The quota could not be counted in time.") from None
+    verdict = quotas.take(quota, key)
+    if isinstance(verdict, asyncio.Future):
+        try:
+            async with asyncio.timeout(context.remaining_s()):
+                verdict = await verdict
+        except TimeoutError:
+            raise Problem(Problems.OVERLOADED, "The quota could not be counted in time.") from None
     context.verdicts.append(verdict)
     if not verdict.allowed:
         raise rate_limited(verdict)

@@ -135,7 +135,7 @@ class SharedQuotas:
         """True while the ledger is gone and this replica limits by itself."""
         return self._outage_since is not None or self._closed
 
-    async def take(self, quota: str, key: str) -> Verdict:
+    def take(self, quota: str, key: str) -> Verdict | asyncio.Future[Verdict]:
         """Grant or refuse one request of `key`, any string that names who asks. Raises ValueError for another quota.
 
         Answers at once, except when the ledger must be heard first: then in the order of arrival, after at most
@@ -148,7 +148,7 @@ class SharedQuotas:
             waiter: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
             entry.waiters.append(waiter)
             self._mark(entry, urgent=True)
-            return await waiter
+            return waiter
         if entry.unreported:
             self._mark(entry, urgent=entry.unconfirmed >= entry.ahead)
         return verdict

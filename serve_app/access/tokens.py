@@ -75,22 +75,30 @@ class TokenVerifier:
         if self._keys is not None:
             await self._keys.aclose()
 
+    def known(self, authorization: str | None) -> Principal | None:
+        """The bearer of a token that was accepted before and still counts. Raises Problem for what is no token."""
+        digest = _digest(_bearer(authorization))
+        known = self._verified.get(digest, self._clock())
+        if known is None:
+            return None
+        if known.key is None or (self._keys is not None and self._keys.peek(known.key.kid) == known.key):
+            return known.principal
+        self._verified.drop(digest)  # its key is withdrawn, replaced or too old
+        return None
+
     async def principal(self, authorization: str | None) -> Principal:
         """Verify `Bearer <token>`. Waits only for a key that is not known yet.
 
         Raises Problem: 401 with the reason's own code, 503 when the token's key cannot be looked up.
         """
-        token = _bearer(authorization)
-        digest = hashlib.sha256(token.encode("ascii")).digest()
-        known = self._verified.get(digest, self._clock())
+        known = self.known(authorization)
         if known is not None:
-            if known.key is None or (self._keys is not None and self._keys.peek(known.key.kid) == known.key):
-                return known.principal
-            self._verified.drop(digest)  # its key is withdrawn, replaced or too old
+            return known
+        token = _bearer(authorization)
         key = await self._key(_json_object(_decoded(token.split(".")[0])))
         claims = _json_object(self._signed_payload(token, key))
         verified = accepted(claims, key, issuer=self._issuer, now_s=self._clock())
-        self._verified.put(digest, verified)
+        self._verified.put(_digest(token), verified)
         return verified.principal
 
     async def _key(self, header: dict[str, Any]) -> VerificationKey | None:
@@ -124,6 +132,10 @@ class TokenVerifier:
         except jwt.InvalidTokenError:
             raise malformed("The token is not a readable JWT.") from None
         return bytes(decoded["payload"])
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("ascii")).digest()
 
 
 def _checked_secret(secret: str) -> str:

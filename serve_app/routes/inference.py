@@ -13,6 +13,7 @@ from serve_app.batch import infer_batch
 from serve_app.bodies import BINARY, json_body, read_json, read_window
 from serve_app.idempotency import REPLAYED_HEADER, Reply, idempotency_key
 from serve_app.middleware import RequestContext
+from serve_app.routes.direct import DirectRoute
 from serve_app.schemas import (
     DisaggregateRequest,
     DisaggregateResponse,
@@ -52,7 +53,7 @@ _WINDOW_PARAMETERS = [
         "timestamp": "Time of the window's last sample",
     }.items()
 ]
-router = APIRouter(tags=["inference"], responses=PROBLEM_RESPONSES)
+router = APIRouter(tags=["inference"], responses=PROBLEM_RESPONSES, route_class=DirectRoute)
 
 
 def _both_bodies() -> dict[str, Any]:

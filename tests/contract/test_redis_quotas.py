@@ -21,6 +21,7 @@ from deployments.contracts import QuotaState, QuotaUse
 from deployments.quota_ledger import LedgerUnavailable, QuotaLedger
 from serve_app.access.quotas import USES_PER_REPORT, SharedQuotas
 from tests.servers.packages import PartsMissing, apt_install, do_without
+from tests.unit.handles import outcome_of
 
 LOGGER = logging.getLogger("nilm.test-redis-quotas")
 WINDOW_S = 2
@@ -191,14 +192,14 @@ async def test_replicas_go_on_alone_while_redis_is_dead_and_together_when_it_is_
     try:
         granted = 0
         for number in range(10):
-            granted += (await replicas[number % 2].take("user", "ann")).allowed
+            granted += (await outcome_of(replicas[number % 2].take("user", "ann"))).allowed
             await asyncio.sleep(0.02)
         assert granted == 10
         redis.kill()
         waits = []
         for number in range(200):
             started = time.monotonic()
-            granted += (await replicas[number % 2].take("user", "ann")).allowed
+            granted += (await outcome_of(replicas[number % 2].take("user", "ann"))).allowed
             waits.append(time.monotonic() - started)
         # The stated policy: at most the quota from each replica, and one wait each for the outage to be noticed.
         assert granted == 2 * 60
@@ -212,7 +213,7 @@ async def test_replicas_go_on_alone_while_redis_is_dead_and_together_when_it_is_
         assert not any(replica.alone for replica in replicas)
         # What was granted meanwhile has been reported, so a third replica hears that nothing is left.
         assert (await say(ledgers[0], 0, next(iter(replicas[0]._keys)))).remaining == 0
-        assert not any([(await replica.take("user", "ann")).allowed for replica in replicas])
+        assert not any([(await outcome_of(replica.take("user", "ann"))).allowed for replica in replicas])
     finally:
         for replica in replicas:
             await replica.close()

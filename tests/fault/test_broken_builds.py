@@ -81,7 +81,7 @@ class NoShield(StoreClient):
     """The write is part of the request's own call tree."""
 
     async def persist(self, record_set: RecordSet) -> Persisted | StoredReply:
-        result: Any = await self._persist(record_set)
+        result: Any = await self._put(record_set)
         return result  # type: ignore[no-any-return]
 
 

@@ -1,10 +1,12 @@
-"""Handles of deployments without Ray."""
+"""Handles of deployments without Ray, and answers that come now or later."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Method:
@@ -15,3 +17,7 @@ class Method:
 
     def remote(self, *arguments: Any) -> asyncio.Task[Any]:
         return asyncio.create_task(self._function(*arguments))
+
+
+async def outcome_of(answer: T | asyncio.Future[T]) -> T:
+    return await answer if isinstance(answer, asyncio.Future) else answer

@@ -29,9 +29,15 @@ class FakeQuotas:
         self.taken: list[tuple[str, str]] = []
         self.gate: asyncio.Event | None = None
 
-    async def take(self, quota: str, key: str) -> Verdict:
-        if self.gate is not None:
-            await self.gate.wait()
+    def take(self, quota: str, key: str) -> Verdict | asyncio.Future[Verdict]:
+        return self._take(quota, key) if self.gate is None else asyncio.ensure_future(self._wait(quota, key))
+
+    async def _wait(self, quota: str, key: str) -> Verdict:
+        assert self.gate is not None
+        await self.gate.wait()
+        return self._take(quota, key)
+
+    def _take(self, quota: str, key: str) -> Verdict:
         self.taken.append((quota, key))
         remaining = self.left - self.taken.count((quota, key))
         return Verdict(quota, remaining >= 0, self.left, max(0, remaining), 11.5, 60)

@@ -55,7 +55,7 @@ async def test_a_prediction_that_waits_for_the_store_arrives_as_well(service: An
 
 async def test_without_the_shield_that_test_fails(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def unshielded(self: StoreClient, record_set: RecordSet) -> Any:
-        return await self._persist(record_set)
+        return await self._put(record_set)
 
     monkeypatch.setattr(StoreClient, "persist", unshielded)
     await store_three_and_leave_the_last(service)

@@ -26,6 +26,7 @@ from serve_app.access.quotas import (
     state_header,
 )
 from serve_app.problems import Problems, problem_response
+from tests.unit.handles import outcome_of
 
 QUOTA, WINDOW_S = 60, 60
 LOGGER = logging.getLogger("nilm.test-quotas")
@@ -100,7 +101,7 @@ class Fleet:
         return report
 
     async def take(self, replica: int = 0, key: str = "ann") -> Verdict:
-        verdict = await self.replicas[replica].take("user", key)
+        verdict = await outcome_of(self.replicas[replica].take("user", key))
         if verdict.allowed:
             self.granted.append(now())
         return verdict
@@ -336,15 +337,15 @@ def test_who_waits_goes_before_the_rest_of_a_long_queue() -> None:
 def test_keys_are_hashed_and_apart_per_quota() -> None:
     async def test() -> None:
         fleet = Fleet()
-        await fleet.replicas[0].take("user", "ann")
-        await fleet.replicas[0].take("ip", "ann")
-        await fleet.replicas[0].take("user", "\ud800" * 10_000)
+        await outcome_of(fleet.replicas[0].take("user", "ann"))
+        await outcome_of(fleet.replicas[0].take("ip", "ann"))
+        await outcome_of(fleet.replicas[0].take("user", "\ud800" * 10_000))
         await settled(fleet)
         keys = [use.key for uses in fleet.reports for use in uses]
         assert len(set(keys)) == 3
         assert all(re.fullmatch("[0-9a-f]{32}", key) for key in keys)
         with pytest.raises(ValueError, match="admin"):
-            await fleet.replicas[0].take("admin", "ann")
+            await outcome_of(fleet.replicas[0].take("admin", "ann"))
 
     run(test())
 
@@ -568,7 +569,7 @@ def test_state_is_bounded_and_forgotten_after_the_window() -> None:
 
         quotas = SharedQuotas(report, {"ip": QUOTA}, WINDOW_S, clock=now, max_keys=500, logger=LOGGER)
         for number in range(200_000):
-            assert (await quotas.take("ip", str(number))).allowed
+            assert (await outcome_of(quotas.take("ip", str(number)))).allowed
             if number % 1000 == 0:  # twice as many as are kept, so that some are pushed out before their report
                 await asyncio.sleep(0.01)
         assert quotas.keys == 500
@@ -576,7 +577,7 @@ def test_state_is_bounded_and_forgotten_after_the_window() -> None:
         await asyncio.sleep(1)
         assert not quotas._dirty
         await asyncio.sleep(WINDOW_S)
-        await quotas.take("ip", "later")
+        await outcome_of(quotas.take("ip", "later"))
         assert quotas.keys == 1
 
     run(test())
@@ -624,7 +625,7 @@ def test_a_report_is_no_part_of_the_request_that_started_it() -> None:
 
         quotas = SharedQuotas(report, {"user": QUOTA}, logger=LOGGER, clock=now)
         request.set("r-1")
-        await quotas.take("user", "ann")
+        await outcome_of(quotas.take("user", "ann"))
         await asyncio.sleep(1)
         assert seen == [None]
 
