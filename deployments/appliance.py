@@ -18,6 +18,7 @@ import ray
 import torch
 from ray import serve
 
+from deployments import memory
 from deployments.autoscaling import WINDOWS
 from deployments.batching import Batcher
 from deployments.blocks import InferenceBlock
@@ -85,6 +86,7 @@ class ApplianceModel:
         if self._versions.current() is None and self._follower.peers:
             # Others serve: this one would only refuse what they can answer. Serve starts another.
             raise RuntimeError(f"{appliance_id} cannot serve: {self._follower.nothing}")
+        memory.settle()
 
     def _begin(self, serving: Serving) -> None:
         self._tally.begin(serving.directive.plan_number, serving.directive.plan.guard.slow_ms)

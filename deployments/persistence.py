@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ray import serve
 from ray.serve import metrics
 
+from deployments import memory
 from deployments.contracts import (
     Claim,
     ClaimResult,
@@ -65,6 +66,7 @@ class PersistenceReplica:
         self._recall_failure: tuple[float, StoreUnavailable] | None = None
         self._claims = KeyClaims(self._recall)
         self._closed = False
+        memory.settle()
 
     async def _recall(self, request: KeyedRequest) -> StoredReply | int | None:
         """What the store knows of a key, by the request's deadline. Raises StoreUnavailable."""

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 from ray import serve
 
+from deployments import memory
 from deployments.registry_source import registry_source
 from serve_app.access.cache_control import CacheControl, answers_of
 from serve_app.access.quotas import SharedQuotas
@@ -83,6 +84,7 @@ class Ingress:
         known_models = self._services.known_models.run(self._catalogue.rollouts)
         works = (self._catalogue.run(), self._listener.run(), known_models, self._services.verifier.start())
         tasks = [asyncio.create_task(work) for work in works]
+        memory.settle()
         try:
             yield
         finally:
