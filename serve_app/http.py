@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from serve_app.access.address_limit import AddressLimitMiddleware
 from serve_app.access.client_address import ClientAddresses
+from serve_app.admission import AdmissionMiddleware
 from serve_app.bodies import json_pointer
 from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, problem_reply
 from serve_app.openapi import DocumentedAPI
@@ -42,6 +43,7 @@ EXPOSED_HEADERS = [
     "Server-Timing",
     "X-Request-ID",
 ]
+METRICS_PATH = "/metrics"
 PROBE_PATHS = ("/live", "/ready", "/health")
 Background = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -89,8 +91,13 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         AddressLimitMiddleware,
         quotas=services.quotas,
         addresses=ClientAddresses(settings.trusted_proxy_list),
-        exempt_paths=frozenset(prefix + path for prefix in ("", API_PREFIX) for path in PROBE_PATHS),
+        exempt_paths=_everywhere(PROBE_PATHS),
         logger=services.logger,
+    )
+    app.add_middleware(
+        AdmissionMiddleware,
+        limit=settings.max_requests_in_flight,
+        exempt_paths=_everywhere((*PROBE_PATHS, METRICS_PATH)),
     )
     app.add_middleware(
         RequestContextMiddleware,
@@ -106,6 +113,10 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         expose_headers=EXPOSED_HEADERS,
     )
     return app
+
+
+def _everywhere(paths: Iterable[str]) -> frozenset[str]:
+    return frozenset(prefix + path for prefix in ("", API_PREFIX) for path in paths)
 
 
 def _reply(request: Request, problem: Problem) -> Response:

@@ -1,7 +1,7 @@
 """Pure ASGI middleware: request context (id, trace, quota headers, access log, last-resort 500).
 
-Order, outermost first: CORS (so that every refusal carries it), request context, quota of the client's address, size
-and time limits, routes.
+Order, outermost first: CORS (so that every refusal carries it), request context, admission, quota of the client's
+address, size and time limits, routes.
 """
 
 from __future__ import annotations

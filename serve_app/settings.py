@@ -86,9 +86,12 @@ class Settings(BaseSettings):
     """Second factor of admin routes and the scrape credential of /metrics."""
     expose_docs: bool = False
     """Serve /docs and /openapi.json in production too."""
+    max_requests_in_flight: int = Field(default=256, ge=1, le=100_000)
+    """Of one ingress replica: a third of a second's work, so that whoever is let in is answered in good time."""
     rate_limit_per_user: int = Field(default=60, ge=1, le=1_000_000)
     """Requests a minute of one authenticated user, over all ingress replicas."""
     rate_limit_batches_per_user: int = Field(default=30, ge=1, le=1_000_000)
+    """Calls of /infer/batch a minute of one user, which count here and not above."""
     rate_limit_per_ip: int = Field(default=120, ge=1, le=1_000_000)
     """Requests a minute of one client address (IPv6: of one /64), before authentication."""
     trusted_proxies: str = ""
