@@ -121,7 +121,7 @@ class StretchWorker:
         if not points:
             return 0
         record_set = RecordSet(points, time.time() + ANSWER_S)
-        result = self._persistence.persist.remote(record_set).result(timeout_s=ANSWER_S)
+        (result,) = self._persistence.persist.remote((record_set,)).result(timeout_s=ANSWER_S)
         if isinstance(result, NotPersisted):
             if result.oldest_kept_ns is not None:
                 oldest_ns = result.oldest_kept_ns
