@@ -46,13 +46,13 @@ class Ingress:
         # `rollout` talks to the coordinator by itself; it is named here so that Serve starts it.
         disable_created_metrics()  # a `_created` twin of every counter would double the series for nothing
         settings = load_settings()
-        logger = service_logger()
+        replica = serve.get_replica_context().replica_id.unique_id
+        logger = service_logger({"deployment": "ingress", "replica": replica})
         catalogue = Catalogue(appliances, persistence, coordinator, logger)
         models = {name: ModelClient(handle, partial(catalogue.replicas, name)) for name, handle in appliances.items()}
         grants = build_grants(settings)
         store = StoreClient(persistence)
         quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)
-        replica = serve.get_replica_context().replica_id.unique_id
         self._catalogue = catalogue
         known_models = KnownModels(registry_source().registry, logger)
         answering = {**answers_of(grants), **known_models.answering()}

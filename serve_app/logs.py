@@ -1,6 +1,7 @@
 """JSON log lines with secrets redacted. One line per request, written by the request middleware.
 
-Ray Serve replaces the root handlers of a replica, so the service owns one named logger with one stream handler.
+They go into Serve's file of the replica as they are. By way of standard error Serve would wrap each into a line of its
+own, after a look at the whole call stack: a quarter of an ingress's time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from logging.handlers import MemoryHandler, RotatingFileHandler
+from typing import TextIO
 
 LOGGER_NAME = "nilm"
 _SECRETS = re.compile(
@@ -31,11 +35,17 @@ def redact(text: str) -> str:
 class JsonFormatter(logging.Formatter):
     """One JSON object a line; fields passed as `extra={"fields": {...}}` become keys."""
 
+    def __init__(self, always: Mapping[str, str] | None = None) -> None:
+        """`always`: fields of every line."""
+        super().__init__()
+        self._always = dict(always or {})
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": redact(record.getMessage()),
+            **self._always,
         }
         fields = getattr(record, "fields", None)
         if isinstance(fields, dict):
@@ -56,13 +66,43 @@ def _redacted(value: object) -> object:
     return redact(str(value))
 
 
-def service_logger() -> logging.Logger:
+class ReplicaLog(logging.StreamHandler[TextIO]):
+    """Writes into the file that Serve keeps for this replica, rotation included; outside one, to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line. Never raises."""
+        file = _replica_file()
+        if file is None:
+            super().emit(record)
+            return
+        try:
+            line = self.format(record) + "\n"
+            with file.lock or nullcontext():  # Serve writes from other threads
+                if file.maxBytes and file.stream and file.stream.tell() + len(line) >= file.maxBytes:
+                    file.doRollover()
+                assert file.stream is not None  # noqa: S101 - Serve opens it when it makes the handler
+                file.stream.write(line)
+                file.stream.flush()
+        except Exception:  # noqa: BLE001 - as every handler of the standard library
+            self.handleError(record)
+
+
+def service_logger(always: Mapping[str, str] | None = None) -> logging.Logger:
     """The service's logger, set up once per process."""
     logger = logging.getLogger(LOGGER_NAME)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(JsonFormatter())
+        handler = ReplicaLog(sys.stderr)
+        handler.setFormatter(JsonFormatter(always))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
     return logger
+
+
+def _replica_file() -> RotatingFileHandler | None:
+    """Where Serve's own logger writes, if it has a file. Asked each time: a changed `logging_config` makes another."""
+    for handler in logging.getLogger("ray.serve").handlers:
+        target = handler.target if isinstance(handler, MemoryHandler) else handler
+        if isinstance(target, RotatingFileHandler):
+            return target
+    return None

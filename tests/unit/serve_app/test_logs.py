@@ -1,16 +1,20 @@
-"""No credential reaches a log line, whatever carries it."""
+"""No credential reaches a log line, whatever carries it; lines stand in Serve's file as they are."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import string
+from collections.abc import Iterator
+from logging.handlers import MemoryHandler, RotatingFileHandler
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from serve_app.logs import JsonFormatter, redact
+from serve_app.logs import JsonFormatter, ReplicaLog, redact
 
 CREDENTIAL = st.text(string.ascii_letters + string.digits + "-_.~+/", min_size=8, max_size=60)
 AROUND = st.text(" \t\n.,;:'\"{}[]()", max_size=8)
@@ -85,3 +89,36 @@ def test_a_line_is_one_line_of_json(message: str, fields: dict[str, str]) -> Non
 @pytest.mark.parametrize("text", ["kettle 1.0.0", "request_id=abc", "duration_ms: 12", "tokens verified", "a bearer"])
 def test_plain_text_stays(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.fixture
+def serves_file(tmp_path: Path) -> Iterator[Path]:
+    """Serve's logger as it is in a replica: a buffer in front of a rotating file."""
+    path = tmp_path / "replica.log"
+    file = RotatingFileHandler(path, maxBytes=2000, backupCount=2)
+    buffer = MemoryHandler(10, target=file)
+    serve = logging.getLogger("ray.serve")
+    before, serve.handlers[:] = serve.handlers[:], [buffer]
+    yield path
+    serve.handlers[:] = before
+    file.close()
+
+
+def test_in_a_replica_lines_stand_in_serves_file_as_they_are(serves_file: Path) -> None:
+    handler = ReplicaLog(io.StringIO())
+    handler.setFormatter(JsonFormatter({"deployment": "ingress", "replica": "abc"}))
+    for n in range(40):
+        handler.handle(logging.LogRecord("nilm", logging.INFO, __file__, n, "request %d", (n,), None))
+    assert handler.stream.getvalue() == ""
+    files = sorted(serves_file.parent.iterdir())
+    assert len(files) == 3
+    assert all(file.stat().st_size <= 2000 for file in files)
+    last = json.loads(serves_file.read_text().splitlines()[-1])
+    assert (last["message"], last["deployment"], last["replica"]) == ("request 39", "ingress", "abc")
+
+
+def test_outside_a_replica_they_go_to_the_stream() -> None:
+    handler = ReplicaLog(io.StringIO())
+    handler.setFormatter(JsonFormatter())
+    handler.handle(logging.LogRecord("nilm", logging.INFO, __file__, 1, "request", None, None))
+    assert json.loads(handler.stream.getvalue())["message"] == "request"
