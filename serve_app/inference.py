@@ -34,8 +34,9 @@ MAX_ATTEMPTS = 3
 """Inference has no effects, so a call lost with its replica is made again; more would only add load."""
 CALL_SAMPLES = 256 * 1024
 """Of one call: 1 MiB of float32, a quarter of the longest message that a replica takes."""
-CALLS_PER_REPLICA = 2
-"""In flight from here: one runs and one is there when it is done; the rest waits here and grows together."""
+CALLS_PER_REPLICA = 4
+"""In flight from here. The replica puts all that is there into one pass, so a small call ahead of a large one costs
+nothing; with two in flight the model waited for the large one."""
 WAITING_WINDOWS = 1024
 """A second's work for one replica at most; who came later would only wait for a refusal."""
 
