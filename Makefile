@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test clean
+.PHONY: help run test bench clean
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip
@@ -31,6 +31,9 @@ test: $(VENV)/dev.stamp  ## Lint, formatting, types, then every test
 	$(VENV)/bin/pytest -v -rfEs -n 2 --dist loadgroup tests/unit tests/contract $(ARGS)
 	$(VENV)/bin/pytest -v -rfEs --durations=12 tests/integration tests/fault $(ARGS)
 
+bench: $(VENV)/bench.stamp  ## Measure what a request costs, here and in other systems; wants an idle machine and wrk
+	$(VENV)/bin/python -m tests.bench.serving --markdown docs/performance.md $(ARGS)
+
 clean:  ## Remove the virtual environment and every cache; the data in .nilm stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis nilm_serve.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -45,6 +48,11 @@ $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing nilm-serve and its test tools into $(VENV); the first time takes a few minutes."
 	$(PIP) install $(TORCH) -e '.[dev]'
 	@touch $(VENV)/run.stamp $@
+
+$(VENV)/bench.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing nilm-serve and what it is compared with into $(VENV); the first time takes a few minutes."
+	$(PIP) install $(TORCH) -e '.[bench]'
+	@touch $@
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "nilm-serve needs Python 3.11 or 3.12, and found neither python3.11, python3.12" \

@@ -153,7 +153,7 @@ def test_ci_runs_what_a_developer_runs() -> None:
     subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=True)
 
 
-@pytest.mark.parametrize("target", ["help", "run", "test", "clean"])
+@pytest.mark.parametrize("target", ["help", "run", "test", "bench", "clean"])
 def test_make_lists_its_targets(target: str) -> None:
     listed = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert f"make {target}" in listed.stdout
