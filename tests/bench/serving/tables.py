@@ -30,6 +30,7 @@ def all_tables(measured: Measured) -> list[Table]:
     """Those that have something to say, the main one first."""
     tables = [
         main_table(measured),
+        batch_table(measured),
         ratio_table(measured),
         process_table(measured),
         footprint_table(measured),
@@ -40,15 +41,37 @@ def all_tables(measured: Measured) -> list[Table]:
 
 def main_table(measured: Measured) -> Table:
     """Every system under every load."""
+    return Table(
+        "Every system under every load",
+        "Median of the rounds (lowest-highest). Engine: windows answered, as a share of what the bare model does on "
+        "one thread at its best batch size.",
+        ("load", "system", "req/s", "p50 ms", "p99 ms", "CPU ms/request", "engine", "failures"),
+        _load_rows(measured, of_many=False),
+    )
+
+
+def batch_table(measured: Measured) -> Table:
+    """Requests of many windows."""
+    return Table(
+        "Many windows in one request",
+        "Latencies of a whole request.",
+        ("load", "system", "windows/s", "p50 ms", "p99 ms", "CPU ms/window", "engine", "failures"),
+        _load_rows(measured, of_many=True),
+    )
+
+
+def _load_rows(measured: Measured, *, of_many: bool) -> list[tuple[str, ...]]:
     limit = engine_limit(measured)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for load, system, samples in _groups(measured):
+        if (samples[0].windows_each > 1) is not of_many:
+            continue
         share = Spread.of(s.windows_per_second / limit for s in samples) if limit else None
         rows.append(
             (
                 load,
                 SYSTEMS[system].title,
-                _spread(samples, lambda s: s.result.per_second),
+                _spread(samples, lambda s: s.windows_per_second),
                 _spread(samples, lambda s: s.result.p50_ms),
                 _spread(samples, lambda s: s.result.p99_ms),
                 _spread(samples, lambda s: s.cpu_ms_each),
@@ -56,13 +79,7 @@ def main_table(measured: Measured) -> Table:
                 _failures(samples),
             )
         )
-    return Table(
-        "Every system under every load",
-        "Median of the rounds (lowest-highest). Engine: windows answered, as a share of what the bare model does on "
-        "one thread at its best batch size.",
-        ("load", "system", "req/s", "p50 ms", "p99 ms", "CPU ms/request", "engine", "failures"),
-        rows,
-    )
+    return rows
 
 
 def ratio_table(measured: Measured) -> Table:

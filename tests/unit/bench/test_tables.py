@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.bench.serving.spread import Spread, figure, ratio
 from tests.bench.serving.tables import (
     Table,
     all_tables,
+    batch_table,
     engine_limit,
     main_table,
     process_table,
@@ -71,6 +73,15 @@ def test_the_main_table_shows_the_share_of_what_the_bare_model_can_do(measured: 
     assert ours[6] == "100%"
     assert ours[5] == "0.750 (0.625-0.833)"
     assert ours[7] == "0"
+
+
+def test_requests_of_many_windows_have_a_table_of_their_own(measured: Measured) -> None:
+    batches = dataclasses.replace(sample("production", 0, 4, load="batches of 256, c=4"), windows_each=256)
+    measured.samples = [batches]
+    assert main_table(measured).rows == []
+    ((_, _, windows_per_second, *_, cpu_ms, share, failures),) = batch_table(measured).rows
+    assert (windows_per_second, share, failures) == ("1,024", "102%", "0")
+    assert cpu_ms == figure(1500 / (8 * 256))
 
 
 def test_ours_is_set_against_each_other_system(measured: Measured) -> None:

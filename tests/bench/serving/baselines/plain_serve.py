@@ -3,8 +3,7 @@
 Kept apart from the service, so that what is optimised there does not move what it is compared with.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: FastAPI reads the annotations of a class that Serve has pickled.
 from typing import Annotated, Any
 
 import jwt
