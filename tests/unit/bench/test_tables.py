@@ -94,6 +94,20 @@ def test_cpu_time_is_shown_by_process_the_dearest_first(measured: Measured) -> N
     assert rows[:2] == [("naive monolith", "worker"), ("naive monolith", "gcs_server")]
 
 
+def test_processes_that_use_next_to_nothing_share_a_row(measured: Measured) -> None:
+    one = sample("naive", 0, 100)
+    measured.samples = [dataclasses.replace(one, cpu_s={"worker": 1.0, "agent": 0.004, "raylet": 0.002})]
+    assert process_table(measured).rows == [
+        ("naive monolith", "worker", "5.00"),
+        ("naive monolith", "2 more", "0.0300"),
+    ]
+
+
+def test_an_open_loop_has_no_ratio_of_rates(measured: Measured) -> None:
+    measured.samples = [sample(key, 0, 100, load="open, 50% of capacity") for key in ("naive", "production")]
+    assert [row[2] for row in ratio_table(measured).rows] == ["-"]
+
+
 def test_another_load_than_usual_is_profiled_where_that_is_all_there_is(measured: Measured) -> None:
     measured.samples = [sample("naive", 0, 100, load="c=8"), sample("naive", 0, 50, load="open, 50% of capacity")]
     assert process_table(measured).title == "CPU time by process, c=8"
