@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tests.bench.serving.load import LoadResult
 
+DISTURBED_SHARE = 0.1
+"""Of the machine's cores. Interrupts and the kernel's own work are within a few hundredths."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.bench.serving.samples import Measured, Sample
+from tests.bench.serving.samples import DISTURBED_SHARE, Measured, Sample
 from tests.bench.serving.spread import Spread, figure, ratio
 from tests.bench.serving.systems import OURS, SYSTEMS
 
@@ -14,7 +14,6 @@ PROFILED_LOAD = "c=64"
 CLOSED = "c="
 """How the label of a closed loop of one window a request begins."""
 NOTHING = "-"
-FIFTH = 0.2
 SHOWN_SHARE = 0.01
 """Of a system's CPU time; processes that use less share a row."""
 
@@ -201,8 +200,8 @@ def remarks(measured: Measured) -> list[str]:
     if lost:
         said.append(f"{lost} requests were acknowledged and are not in the store: the figures of that system are void.")
     elsewhere = max((sample.elsewhere for sample in measured.samples), default=0.0)
-    if elsewhere > FIFTH:
-        said.append(f"Other programs used up to {elsewhere:.0%} of the machine during a slice: measure again, alone.")
+    if elsewhere > DISTURBED_SHARE:
+        said.append(f"Other programs used up to {elsewhere:.0%} of the machine during a slice, repeated as it was.")
     return said
 
 
