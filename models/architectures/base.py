@@ -119,5 +119,6 @@ def with_difference(mains: Tensor, channels: int) -> Tensor:
     """
     if channels == 1:
         return mains.unsqueeze(1)
-    difference = torch.diff(mains, dim=1, prepend=mains[:, :1])
-    return torch.stack((mains, difference), dim=1)
+    # Not torch.diff, which other engines do not know.
+    before = torch.cat((mains[:, :1], mains[:, :-1]), dim=1)
+    return torch.stack((mains, mains - before), dim=1)

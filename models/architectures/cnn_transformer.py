@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         batch, length, d_model = tokens.shape
         split = self.query_key_value(tokens).view(batch, length, 3, self.n_heads, d_model // self.n_heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value)
         merged: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, d_model))
         return merged

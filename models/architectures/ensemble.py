@@ -6,7 +6,7 @@ sees a whole programme which is not there: it is outvoted, where an average woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,11 +37,23 @@ class Ensemble(SequenceModel):
 
     def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
         outputs = [member(mains) for member in self.members]
-        on_logit = torch.stack([logit for logit, _ in outputs]).median(dim=0).values
-        power_w = torch.stack([power for _, power in outputs]).median(dim=0).values
-        return on_logit, power_w
+        return median([logit for logit, _ in outputs]), median([power for _, power in outputs])
 
     def load_members(self, weights: list[dict[str, Tensor]]) -> None:
         """Takes the weights of trained networks, without their readouts. Raises `RuntimeError` if one does not fit."""
         for member, state in zip(self.members, weights, strict=True):
             member.load_state_dict({name: value for name, value in state.items() if not name.startswith("readouts.")})
+
+
+def median(values: Sequence[Tensor]) -> Tensor:
+    """Element by element the middle one of an odd number of tensors of one shape; NaN where any of them is NaN.
+
+    Neighbours change places until all are in order (odd-even transposition sort). `torch.median` says the same, takes
+    many times as long over so few, and other engines do not know it.
+    """
+    ordered = list(values)
+    for turn in range(len(ordered)):
+        for left in range(turn % 2, len(ordered) - 1, 2):
+            low, high = ordered[left], ordered[left + 1]
+            ordered[left], ordered[left + 1] = torch.minimum(low, high), torch.maximum(low, high)
+    return ordered[len(ordered) // 2]

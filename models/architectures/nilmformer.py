@@ -153,7 +153,7 @@ class NILMFormer(SequenceModel):
         stats = torch.stack((mains.mean(1), (mains.var(1, correction=0) + VARIANCE_FLOOR).sqrt()), dim=1)
         mean, std = stats.unsqueeze(2).unbind(1)
         shape = self.embedding(((mains - mean) / std).unsqueeze(1))
-        positions = self.project_positions(self.positions).expand(len(mains), -1, -1)
+        positions = self.project_positions(self.positions).expand(mains.shape[0], -1, -1)
         stats_token = self.stats_token(stats).unsqueeze(1)
         tokens = torch.cat((torch.cat((shape, positions), dim=1).transpose(1, 2), stats_token), dim=1)
         for layer in self.layers:

@@ -7,6 +7,8 @@ import safetensors.torch
 import torch
 
 from models.architectures import ArchitectureError, Ensemble, build, names
+from models.architectures.base import with_difference
+from models.architectures.ensemble import median
 from models.architectures.nilmformer import DiagonallyMaskedAttention
 from models.attribution import Attribution
 from models.loader import load_verified
@@ -220,6 +222,21 @@ def test_an_ensemble_says_the_median_of_its_members():
     torch.testing.assert_close(on_logit, torch.stack(logits).sort(dim=0).values[1])
     torch.testing.assert_close(power_w, torch.stack(powers).sort(dim=0).values[1])
     assert not torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 7, 9])
+def test_the_median_is_that_of_torch_with_equals_and_without_a_number(count):
+    values = torch.randint(-3, 4, (count, 40, 64)).float()
+    values[torch.rand(values.shape) < 0.02] = torch.nan
+    expected = values.median(dim=0).values
+    assert expected.isnan().any()
+    torch.testing.assert_close(median(list(values)), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_difference_is_that_of_torch():
+    mains = torch.randn(4, 64)
+    expected = torch.diff(mains, dim=1, prepend=mains[:, :1])
+    torch.testing.assert_close(with_difference(mains, 2), torch.stack((mains, expected), dim=1), rtol=0, atol=0)
 
 
 def test_an_ensemble_takes_the_weights_of_finished_networks_without_their_readouts():
