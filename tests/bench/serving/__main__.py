@@ -23,11 +23,14 @@ from tests.bench.serving.load import LoadFailed
 from tests.bench.serving.machine import machine
 from tests.bench.serving.markdown import MarkersMissing, markdown, replace_block, write_block
 from tests.bench.serving.options import Options, chosen_options
-from tests.bench.serving.request_set import infer_requests
-from tests.bench.serving.rounds import Plan, run_rounds
+from tests.bench.serving.request_set import batch_requests, float32_requests, infer_requests
+from tests.bench.serving.rounds import Plan, Variant, run_rounds
 from tests.bench.serving.samples import Measured
-from tests.bench.serving.systems import APPLIANCE, SYSTEMS, access_token
+from tests.bench.serving.systems import APPLIANCE, SYSTEMS, THIS_SYSTEM, access_token
 from tests.bench.serving.tables import Table, all_tables, remarks
+
+FILE_COLUMNS = 180
+"""Where nobody sees them being written, no figure is cut off to fit a window."""
 
 
 class Refused(Exception):
@@ -38,6 +41,8 @@ def main() -> int:
     """Measure, print, write."""
     options = chosen_options()
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=FILE_COLUMNS)
     try:
         check(options)
     except (Refused, LoadFailed, MarkersMissing, OSError, RegistryError) as refusal:
@@ -74,13 +79,18 @@ def measure(options: Options, folder: Path, console: Console) -> Measured:
     """All rounds, with a bar of their progress."""
     version = _model_version(options)
     window_samples = Registry.load().resolve(APPLIANCE, version).input_window_size
+    token = access_token()
     plan = Plan(
         systems=[SYSTEMS[key] for key in options.systems],
         rounds=options.rounds,
         seconds=options.seconds,
         concurrency=options.concurrency,
         model_version=version,
-        requests=infer_requests(access_token(), APPLIANCE, window_samples),
+        requests=infer_requests(token, APPLIANCE, window_samples),
+        variants=(
+            Variant("float32 body", float32_requests(token, APPLIANCE, window_samples), 64, THIS_SYSTEM),
+            Variant("batches of 256", batch_requests(token, APPLIANCE, window_samples), 4, THIS_SYSTEM),
+        ),
         folder=folder,
     )
     run = {

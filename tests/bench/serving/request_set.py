@@ -18,60 +18,85 @@ from serve_app.demo.household import synthetic_household
 BUILDINGS = 4096
 HOUSEHOLD_DAYS = 30
 SAMPLES_PER_DAY = 1440
+WINDOWS_PER_BATCH = 256
+"""As many as `/infer/batch` takes."""
+JSON, FLOAT32 = "application/json", "application/octet-stream"
 
 
 @dataclass(frozen=True)
 class RequestSet:
-    """Requests of one kind. `windows_each`: how many windows one of them carries, for the share of the engine's limit.
+    """Requests of one kind: (path with query, body) each. `windows_each`: how many windows one of them carries."""
 
-    A row of another kind of request (several windows in one, a binary body) is a RequestSet of its own.
-    """
-
-    path: str
     token: str
     content_type: str
-    bodies: tuple[bytes, ...]
+    requests: tuple[tuple[str, bytes], ...]
     windows_each: int = 1
 
     def write(self, file: Path) -> None:
-        """Path, token and content type, a line each; then each body, its length in bytes on a line before it."""
-        head = "".join(f"{line}\n" for line in (self.path, self.token, self.content_type)).encode()
-        file.write_bytes(head + b"".join(b"%d\n%s" % (len(body), body) for body in self.bodies))
+        """Token and content type, a line each; then for each request a line of its path and body's length, the body."""
+        head = f"{self.token}\n{self.content_type}\n".encode()
+        file.write_bytes(
+            head + b"".join(b"%s %d\n%s" % (path.encode(), len(body), body) for path, body in self.requests)
+        )
 
 
 def http_requests(file: Path, host: str) -> list[bytes]:
     """The HTTP/1.1 messages that a file of `RequestSet.write` stands for."""
     with file.open("rb") as source:
-        path, token, content_type = (source.readline().rstrip(b"\n") for _ in range(3))
-        head = b"POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Type: %s\r\n" % (
-            path,
-            host.encode(),
-            token,
-            content_type,
-        )
-        requests = []
+        token, content_type = (source.readline().rstrip(b"\n") for _ in range(2))
+        headers = b"Host: %s\r\nAuthorization: Bearer %s\r\nContent-Type: %s\r\n" % (host.encode(), token, content_type)
+        messages = []
         while line := source.readline():
-            body = source.read(int(line))
-            requests.append(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
-    return requests
+            path, length = line.split()
+            body = source.read(int(length))
+            messages.append(b"POST %s HTTP/1.1\r\n%sContent-Length: %d\r\n\r\n%s" % (path, headers, len(body), body))
+    return messages
 
 
 def infer_requests(token: str, appliance_id: str, window_samples: int, buildings: int = BUILDINGS) -> RequestSet:
-    """`POST /infer`: a window of a made-up household's mains for each building, in kW."""
+    """`POST /infer`, a window of JSON each."""
+    items = _items(appliance_id, window_samples, buildings)
+    return RequestSet(token, JSON, tuple(("/infer", _json(item)) for item in items))
+
+
+def float32_requests(token: str, appliance_id: str, window_samples: int, buildings: int = BUILDINGS) -> RequestSet:
+    """`POST /infer`, the window as little-endian float32, the rest in the query."""
+    requests = (
+        (
+            f"/infer?building_id={item['building_id']}&appliance_id={appliance_id}",
+            np.array(item["window"], dtype="<f4").tobytes(),
+        )
+        for item in _items(appliance_id, window_samples, buildings)
+    )
+    return RequestSet(token, FLOAT32, tuple(requests))
+
+
+def batch_requests(token: str, appliance_id: str, window_samples: int, buildings: int = BUILDINGS) -> RequestSet:
+    """`POST /infer/batch`, as many windows as it takes."""
+    items = _items(appliance_id, window_samples, buildings)
+    requests = tuple(
+        ("/infer/batch", _json({"items": items[first : first + WINDOWS_PER_BATCH]}))
+        for first in range(0, buildings, WINDOWS_PER_BATCH)
+    )
+    return RequestSet(token, JSON, requests, WINDOWS_PER_BATCH)
+
+
+def _items(appliance_id: str, window_samples: int, buildings: int) -> list[dict[str, object]]:
+    """For each building a window of a made-up household's mains, in kW."""
     recording = synthetic_household(
         7, datetime(2026, 1, 5, tzinfo=UTC), history_samples=0, samples=HOUSEHOLD_DAYS * SAMPLES_PER_DAY
     )
     mains_kw = np.round(recording.aggregate_w / 1000, 4).tolist()
-    starts = np.random.default_rng(7).integers(0, len(mains_kw) - window_samples, buildings)
-    bodies = tuple(
-        json.dumps(
-            {
-                "building_id": f"building-{n}",
-                "appliance_id": appliance_id,
-                "window": mains_kw[start : start + window_samples],
-            },
-            separators=(",", ":"),
-        ).encode()
-        for n, start in enumerate(starts.tolist())
-    )
-    return RequestSet("/infer", token, "application/json", bodies)
+    starts = np.random.default_rng(7).integers(0, len(mains_kw) - window_samples, buildings).tolist()
+    return [
+        {
+            "building_id": f"building-{n}",
+            "appliance_id": appliance_id,
+            "window": mains_kw[start : start + window_samples],
+        }
+        for n, start in enumerate(starts)
+    ]
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

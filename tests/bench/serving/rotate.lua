@@ -4,13 +4,15 @@ local requests, sent = {}, 0
 
 function init(args)
   local file = assert(io.open(args[1], "rb"))
-  local path, token, content_type = file:read("*l"), file:read("*l"), file:read("*l")
+  local token, content_type = file:read("*l"), file:read("*l")
   local headers = { ["Authorization"] = "Bearer " .. token, ["Content-Type"] = content_type }
   headers["Host"] = wrk.headers["Host"]
   while true do
-    local size = file:read("*l")
-    if not size then break end
-    requests[#requests + 1] = wrk.format("POST", path, headers, file:read(tonumber(size)))
+    local line = file:read("*l")
+    if not line then break end
+    local path, size = line:match("^(%S+) (%d+)$")
+    size = tonumber(size)
+    requests[#requests + 1] = wrk.format("POST", path, headers, size > 0 and file:read(size) or "")
   end
   file:close()
 end

@@ -33,6 +33,21 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Variant:
+    """Requests of another kind than all systems take, for those that do; a closed loop of `connections`."""
+
+    name: str
+    requests: RequestSet
+    connections: int
+    systems: frozenset[str]
+
+    @property
+    def load(self) -> str:
+        """Its label."""
+        return f"{self.name}, {closed_label(self.connections)}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to measure: `seconds` a slice, `concurrency` of the closed loops."""
 
@@ -42,13 +57,15 @@ class Plan:
     concurrency: Sequence[int]
     model_version: str
     requests: RequestSet
+    variants: Sequence[Variant]
     folder: Path
 
     @property
     def steps(self) -> int:
         """How often `say` is called."""
         slices = 2 + len(self.concurrency) + len(OPEN_SHARES)
-        return self.rounds * (1 + len(self.systems) * slices)
+        more = sum(system.key in variant.systems for system in self.systems for variant in self.variants)
+        return self.rounds * (1 + len(self.systems) * slices + more)
 
 
 def closed_label(connections: int) -> str:
@@ -108,6 +125,9 @@ class _Round:
                 generate = partial(closed_loop, running.url, self.requests_file, connections, seconds)
                 sample = self._slice(running, closed_label(connections), generate)
                 capacity = max(capacity, sample.result.per_second)
+            for variant in self.plan.variants:
+                if self.system.key in variant.systems:
+                    self._variant(running, variant, folder / "variant")
             memory = memory_mb(running.root_pid)
             for share in OPEN_SHARES:
                 rate = max(share * capacity, 1.0)
@@ -115,10 +135,15 @@ class _Round:
                 self._slice(running, open_label(share), generate)
             self.measured.footprints.append(Footprint(self.system.key, self.number, memory, at_rest_cores, start_s))
 
+    def _variant(self, running: Running, variant: Variant, requests_file: Path) -> None:
+        variant.requests.write(requests_file)
+        generate = partial(closed_loop, running.url, requests_file, variant.connections, self.plan.seconds)
+        self._slice(running, variant.load, generate, variant.requests.windows_each)
+
     def _say(self, what: str) -> None:
         self.say(f"round {self.number + 1}: {self.system.title}, {what}")
 
-    def _slice(self, running: Running, load: str, generate: Callable[[], LoadResult]) -> Sample:
+    def _slice(self, running: Running, load: str, generate: Callable[[], LoadResult], windows_each: int = 1) -> Sample:
         self._say(load)
         stored_before = stored_predictions(running.database)
         cpu_before, busy_before_s, started_s = cpu_of(running.root_pid), machine_busy_s(), time.monotonic()
@@ -138,8 +163,8 @@ class _Round:
             result=result,
             cpu_s=cpu_s,
             elsewhere=max(0.0, elsewhere_s) / took_s / len(os.sched_getaffinity(0)),
-            lost=max(0, result.acknowledged - stored),
-            windows_each=self.plan.requests.windows_each,
+            lost=max(0, result.acknowledged * windows_each - stored),
+            windows_each=windows_each,
         )
         self.measured.samples.append(sample)
         return sample

@@ -15,7 +15,7 @@ class Sample:
     """One slice: one system under one load in one round.
 
     `load`: its label. `cpu_s`: CPU seconds of the system by process name. `elsewhere`: share of the machine's cores
-    that neither the system nor the generator used. `lost`: acknowledged and not in the store; never anything but 0.
+    that neither the system nor the generator used. `lost`: windows acknowledged and not stored; never anything but 0.
     """
 
     system: str
@@ -29,8 +29,8 @@ class Sample:
 
     @property
     def cpu_ms_each(self) -> float:
-        """CPU time of all processes of the system, per acknowledged request."""
-        return 1000 * sum(self.cpu_s.values()) / max(1, self.result.acknowledged)
+        """CPU time of all processes of the system, per window of an acknowledged request."""
+        return 1000 * sum(self.cpu_s.values()) / max(1, self.result.acknowledged * self.windows_each)
 
     @property
     def windows_per_second(self) -> float:

@@ -37,7 +37,7 @@ SERVES = "Application startup complete."
 """uvicorn says so once a worker."""
 TOKEN_MINUTES = 24 * 60
 """Longer than any run."""
-OUT_OF_THE_WAY = {"RATE_LIMIT_PER_USER": "1000000", "RATE_LIMIT_PER_IP": "1000000"}
+OUT_OF_THE_WAY = {f"RATE_LIMIT_{quota}": "1000000" for quota in ("PER_USER", "BATCHES_PER_USER", "PER_IP")}
 """One address and one user send everything: the quotas would measure themselves."""
 
 
@@ -193,3 +193,5 @@ COMPARED = ("naive", "tuned", "litserve", "serve", "production")
 """What is measured unless asked otherwise."""
 OURS = "production"
 """What the others are set against."""
+THIS_SYSTEM = frozenset({"development", "production"})
+"""Who takes all kinds of requests that this service knows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,12 @@ from tests.bench.serving.spread import Spread, figure, ratio
 from tests.bench.serving.systems import OURS, SYSTEMS
 
 PROFILED_LOAD = "c=64"
+CLOSED = "c="
+"""How the label of a closed loop of one window a request begins."""
 NOTHING = "-"
 FIFTH = 0.2
+SHOWN_SHARE = 0.01
+"""Of a system's CPU time; processes that use less share a row."""
 
 Figure = Callable[[Sample], float]
 
@@ -30,6 +35,7 @@ def all_tables(measured: Measured) -> list[Table]:
     """Those that have something to say, the main one first."""
     tables = [
         main_table(measured),
+        batch_table(measured),
         ratio_table(measured),
         process_table(measured),
         footprint_table(measured),
@@ -40,15 +46,37 @@ def all_tables(measured: Measured) -> list[Table]:
 
 def main_table(measured: Measured) -> Table:
     """Every system under every load."""
+    return Table(
+        "Every system under every load",
+        "Median of the rounds (lowest-highest). Engine: windows answered, as a share of what the bare model does on "
+        "one thread at its best batch size.",
+        ("load", "system", "req/s", "p50 ms", "p99 ms", "CPU ms/request", "engine", "failures"),
+        _load_rows(measured, of_many=False),
+    )
+
+
+def batch_table(measured: Measured) -> Table:
+    """Requests of many windows."""
+    return Table(
+        "Many windows in one request",
+        "Latencies of a whole request.",
+        ("load", "system", "windows/s", "p50 ms", "p99 ms", "CPU ms/window", "engine", "failures"),
+        _load_rows(measured, of_many=True),
+    )
+
+
+def _load_rows(measured: Measured, *, of_many: bool) -> list[tuple[str, ...]]:
     limit = engine_limit(measured)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for load, system, samples in _groups(measured):
+        if (samples[0].windows_each > 1) is not of_many:
+            continue
         share = Spread.of(s.windows_per_second / limit for s in samples) if limit else None
         rows.append(
             (
                 load,
                 SYSTEMS[system].title,
-                _spread(samples, lambda s: s.result.per_second),
+                _spread(samples, lambda s: s.windows_per_second),
                 _spread(samples, lambda s: s.result.p50_ms),
                 _spread(samples, lambda s: s.result.p99_ms),
                 _spread(samples, lambda s: s.cpu_ms_each),
@@ -56,13 +84,7 @@ def main_table(measured: Measured) -> Table:
                 _failures(samples),
             )
         )
-    return Table(
-        "Every system under every load",
-        "Median of the rounds (lowest-highest). Engine: windows answered, as a share of what the bare model does on "
-        "one thread at its best batch size.",
-        ("load", "system", "req/s", "p50 ms", "p99 ms", "CPU ms/request", "engine", "failures"),
-        rows,
-    )
+    return rows
 
 
 def ratio_table(measured: Measured) -> Table:
@@ -77,7 +99,7 @@ def ratio_table(measured: Measured) -> Table:
             (
                 load,
                 SYSTEMS[system].title,
-                _ratio(ours, theirs, lambda s: s.result.per_second),
+                _ratio(ours, theirs, lambda s: s.result.per_second) if load.startswith(CLOSED) else NOTHING,
                 _ratio(ours, theirs, lambda s: s.result.p50_ms),
                 _ratio(ours, theirs, lambda s: s.result.p99_ms),
                 _ratio(ours, theirs, lambda s: s.cpu_ms_each),
@@ -86,7 +108,7 @@ def ratio_table(measured: Measured) -> Table:
     return Table(
         f"{SYSTEMS[OURS].title[0].upper()}{SYSTEMS[OURS].title[1:]}, divided by each other system",
         "Each round's own ratio, then their median (lowest-highest). Better is above 1 for req/s, below 1 for the "
-        "rest. The open loops run at different rates, so only their latencies and CPU times mean something.",
+        "rest. In an open loop each system has a rate of its own.",
         ("load", "against", "req/s", "p50", "p99", "CPU/request"),
         rows,
     )
@@ -94,23 +116,39 @@ def ratio_table(measured: Measured) -> Table:
 
 def process_table(measured: Measured) -> Table:
     """Where the CPU time of a request goes."""
-    loads = list(dict.fromkeys(sample.load for sample in measured.samples if sample.load.startswith("c=")))
+    loads = list(dict.fromkeys(sample.load for sample in measured.samples if sample.load.startswith(CLOSED)))
     load = PROFILED_LOAD if PROFILED_LOAD in loads else (loads[-1] if loads else "")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for _, system, samples in (group for group in _groups(measured) if group[0] == load):
-        names = {name for sample in samples for name in sample.cpu_s}
-        spreads = {
-            name: Spread.of(1000 * s.cpu_s.get(name, 0.0) / max(1, s.result.acknowledged) for s in samples)
-            for name in names
-        }
-        shown = sorted(((spread, name) for name, spread in spreads.items() if spread), key=lambda one: -one[0].median)
-        rows += [(SYSTEMS[system].title, name, str(spread)) for spread, name in shown if figure(spread.median) != "0"]
+        by_process = _cpu_ms_by_process(samples)
+        least_ms = SHOWN_SHARE * sum(statistics.median(values) for values in by_process.values())
+        shown = {name: values for name, values in by_process.items() if statistics.median(values) >= least_ms}
+        small = [values for name, values in by_process.items() if name not in shown]
+        rows += [
+            (SYSTEMS[system].title, name, str(Spread.of(shown[name])))
+            for name in sorted(shown, key=lambda name: -statistics.median(shown[name]))
+        ]
+        if small:
+            rest = str(Spread.of(map(sum, zip(*small, strict=True))))
+            rows.append((SYSTEMS[system].title, f"{len(small)} more", rest))
     return Table(
         f"CPU time by process, {load}",
         "All processes of a name together, milliseconds a request; background work of the same time included.",
         ("system", "process", "CPU ms/request"),
         rows,
     )
+
+
+def _cpu_ms_by_process(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """Milliseconds a window by process name, one value a sample."""
+    names = dict.fromkeys(name for sample in samples for name in sample.cpu_s)
+    return {
+        name: [
+            1000 * sample.cpu_s.get(name, 0.0) / max(1, sample.result.acknowledged * sample.windows_each)
+            for sample in samples
+        ]
+        for name in names
+    }
 
 
 def footprint_table(measured: Measured) -> Table:

@@ -6,14 +6,22 @@ import itertools
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from serve_app.schemas import InferRequest
+from serve_app.schemas import InferBatchRequest, InferRequest
 from tests.bench.serving.closed_loop import MISSING, find_wrk, parse_wrk
 from tests.bench.serving.connections import complete_reply
 from tests.bench.serving.load import LoadFailed, percentile
 from tests.bench.serving.open_loop import FEWEST_CONNECTIONS, MOST_CONNECTIONS, connections_for, schedule
-from tests.bench.serving.request_set import RequestSet, http_requests, infer_requests
+from tests.bench.serving.request_set import (
+    FLOAT32,
+    RequestSet,
+    batch_requests,
+    float32_requests,
+    http_requests,
+    infer_requests,
+)
 
 WRK = """Running 2s test @ http://127.0.0.1:8001
   1 threads and 8 connections
@@ -84,15 +92,24 @@ def test_a_reply_has_its_status_once_it_is_whole_and_not_a_byte_before(reply: by
 
 def test_prepared_requests_survive_their_file(tmp_path: Path) -> None:
     file = tmp_path / "requests"
-    RequestSet("/infer", "a.b.c", "application/octet-stream", (b"\n\r\n", b"", b"12\n")).write(file)
+    prepared = (("/infer?a=1", b"\n\r\n"), ("/infer", b""), ("/infer", b"12\n"))
+    RequestSet("a.b.c", FLOAT32, prepared).write(file)
     first, second, third = http_requests(file, "127.0.0.1:80")
-    assert first.startswith(b"POST /infer HTTP/1.1\r\nHost: 127.0.0.1:80\r\nAuthorization: Bearer a.b.c\r\n")
+    assert first.startswith(b"POST /infer?a=1 HTTP/1.1\r\nHost: 127.0.0.1:80\r\nAuthorization: Bearer a.b.c\r\n")
     assert first.endswith(b"Content-Length: 3\r\n\r\n\n\r\n")
     assert second.endswith(b"Content-Length: 0\r\n\r\n")
     assert third.endswith(b"\r\n\r\n12\n")
 
 
 def test_windows_and_buildings_differ_and_the_service_would_take_them() -> None:
-    requests = infer_requests("token", "kettle", 512, buildings=50)
-    assert len(set(requests.bodies)) == 50
-    assert {len(InferRequest.model_validate_json(body).window) for body in requests.bodies} == {512}
+    windows = [
+        InferRequest.model_validate_json(body) for _, body in infer_requests("t", "kettle", 512, buildings=50).requests
+    ]
+    assert {len(one.window) for one in windows} == {512}
+    assert len({one.building_id for one in windows}) == len({tuple(one.window) for one in windows}) == 50
+    binary = float32_requests("t", "kettle", 512, buildings=50).requests
+    assert binary[1][0] == "/infer?building_id=building-1&appliance_id=kettle"
+    assert np.frombuffer(binary[1][1], dtype="<f4").tolist() == np.array(windows[1].window, dtype=np.float32).tolist()
+    batches = batch_requests("t", "kettle", 512, buildings=512)
+    sizes = [len(InferBatchRequest.model_validate_json(body).items) for _, body in batches.requests]
+    assert sizes == [batches.windows_each] * 2 == [256, 256]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.bench.serving.spread import Spread, figure, ratio
 from tests.bench.serving.tables import (
     Table,
     all_tables,
+    batch_table,
     engine_limit,
     main_table,
     process_table,
@@ -73,6 +75,15 @@ def test_the_main_table_shows_the_share_of_what_the_bare_model_can_do(measured: 
     assert ours[7] == "0"
 
 
+def test_requests_of_many_windows_have_a_table_of_their_own(measured: Measured) -> None:
+    batches = dataclasses.replace(sample("production", 0, 4, load="batches of 256, c=4"), windows_each=256)
+    measured.samples = [batches]
+    assert main_table(measured).rows == []
+    ((_, _, windows_per_second, *_, cpu_ms, share, failures),) = batch_table(measured).rows
+    assert (windows_per_second, share, failures) == ("1,024", "102%", "0")
+    assert cpu_ms == figure(1500 / (8 * 256))
+
+
 def test_ours_is_set_against_each_other_system(measured: Measured) -> None:
     (row,) = ratio_table(measured).rows
     assert row[:3] == ("c=64", "naive monolith", "2.00 (2.00-3.00)")
@@ -81,6 +92,20 @@ def test_ours_is_set_against_each_other_system(measured: Measured) -> None:
 def test_cpu_time_is_shown_by_process_the_dearest_first(measured: Measured) -> None:
     rows = [row[:2] for row in process_table(measured).rows]
     assert rows[:2] == [("naive monolith", "worker"), ("naive monolith", "gcs_server")]
+
+
+def test_processes_that_use_next_to_nothing_share_a_row(measured: Measured) -> None:
+    one = sample("naive", 0, 100)
+    measured.samples = [dataclasses.replace(one, cpu_s={"worker": 1.0, "agent": 0.004, "raylet": 0.002})]
+    assert process_table(measured).rows == [
+        ("naive monolith", "worker", "5.00"),
+        ("naive monolith", "2 more", "0.0300"),
+    ]
+
+
+def test_an_open_loop_has_no_ratio_of_rates(measured: Measured) -> None:
+    measured.samples = [sample(key, 0, 100, load="open, 50% of capacity") for key in ("naive", "production")]
+    assert [row[2] for row in ratio_table(measured).rows] == ["-"]
 
 
 def test_another_load_than_usual_is_profiled_where_that_is_all_there_is(measured: Measured) -> None:

@@ -98,7 +98,7 @@ class Monolith:
         window_kw = np.array(body.window, dtype=np.float32)
         if body.appliance_id != self._model.entry.appliance_id or not usable(window_kw, self._model):
             return Response("no such appliance, or not a window of its model", 422)
-        said = await self._windows.submit(window_kw)
+        said = await self._windows.put(window_kw)
         row = point(self._model, body.building_id, user_id, window_kw, said)
         result = await self._commits.persist(RecordSet((row,), time.time() + DEADLINE_S))
         if not isinstance(result, Persisted):

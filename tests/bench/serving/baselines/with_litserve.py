@@ -23,7 +23,8 @@ from tests.bench.serving.baselines.tokens import TokenCheck
 
 MAX_BATCH_WINDOWS = 64
 BATCH_TIMEOUT_S = 0.005
-"""How long a batch waits for company; LitServe always waits that long while it has room."""
+"""How long a batch waits for company; LitServe always waits that long while it has room. Of 2, 5 and 20 ms the best
+from 8 clients on; 2 ms is better for one client, 20 ms by 5 % for 128."""
 
 Decoded = tuple[str, FloatArray]
 """Building, window in kW."""
