@@ -94,7 +94,9 @@ class ApplianceModel:
             # A canary that hangs keeps its thread for ever: the next one must not wait for it.
             self._canary = self._canary.afresh()
             self._canary_windows = Batcher(self._run_canary, MAX_BATCH_WINDOWS)
-        versions = ", ".join(f"{one.role} {one.model_version}" for one in serving.loaded)
+        versions = ", ".join(
+            f"{role} {model.entry.model_version} ({model.engine})" for role, model in serving.models.items()
+        )
         logger.info("%s serves %s", self._appliance_id, versions)
 
     async def status(self) -> ApplianceStatus:

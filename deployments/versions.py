@@ -20,12 +20,14 @@ from typing import TypeVar
 from deployments.contracts import RefusedVersion
 from deployments.rollout_contracts import Directive, LoadedVersion, Role
 from deployments.rollout_plan import PlanRefused, check_against, is_canary
+from models.engines import Engine
 from models.loader import LoadedModel, load_verified
 from models.refusal import ArtifactRefused
 from models.registry import Registry, RegistryEntry, RegistryError
 from models.source import RegistrySource
 
 Result = TypeVar("Result")
+Key = tuple[str, str, Engine]
 BACKGROUND_NICE = 10
 """Loading and comparing use what live windows leave of the core."""
 DETAIL_CHARACTERS = 400
@@ -106,7 +108,7 @@ class Versions:
     async def prepare(self, directive: Directive) -> None:
         """Loads and verifies every version of the directive that is not loaded yet. Raises `VersionRefused`."""
         held = [s for s in (self.current(), self._next, self._prepared) if s is not None]
-        known = {(m.entry.model_version, m.entry.artifact_sha256): m for s in held for m in s.models.values()}
+        known = {_key(m.entry): m for s in held for m in s.models.values()}
         models = await in_background(lambda: self._load(directive, known))
         self._prepared = Serving(self._appliance_id, directive, models)
 
@@ -131,7 +133,7 @@ class Versions:
         """What was prepared will not come."""
         self._prepared = None
 
-    def _load(self, directive: Directive, known: Mapping[tuple[str, str], LoadedModel]) -> dict[Role, LoadedModel]:
+    def _load(self, directive: Directive, known: Mapping[Key, LoadedModel]) -> dict[Role, LoadedModel]:
         plan, wanted = directive.plan, directive.versions
         try:
             registry = self._source.registry()
@@ -142,10 +144,10 @@ class Versions:
             check_against(registry, {self._appliance_id: plan})
         except (RegistryError, PlanRefused) as error:
             raise VersionRefused(RefusedVersion(", ".join(wanted.values()), "not_registered", str(error))) from error
-        models: dict[tuple[str, str], LoadedModel] = dict(known)
+        models = dict(known)
         loaded = {}
         for role, entry in entries.items():
-            key = (entry.model_version, entry.artifact_sha256)
+            key = _key(entry)
             if key not in models:
                 models[key] = self._load_one(entry, registry)
             loaded[role] = models[key]
@@ -166,6 +168,11 @@ class Versions:
             logger.exception("loading %s %s failed", entry.appliance_id, entry.model_version)
             refused = RefusedVersion(entry.model_version, "load_failed", type(error).__name__)
             raise VersionRefused(refused) from error
+
+
+def _key(entry: RegistryEntry) -> Key:
+    """What makes a loaded model another one."""
+    return entry.model_version, entry.artifact_sha256, entry.engine
 
 
 def _one_line(detail: str) -> str:

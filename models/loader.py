@@ -1,8 +1,8 @@
 """From a registry entry to a model that may serve: every step checked, in an order that trusts nothing early.
 
 file present -> sha256 -> safetensors (never pickle) -> architecture -> strict weights -> finite weights ->
-warm-up -> golden output -> ready. Refusals are `ArtifactRefused` with a closed set of reasons, never a model
-that is half loaded.
+warm-up -> the entry's engine, if that is not torch -> golden output -> ready. Refusals are `ArtifactRefused` with a
+closed set of reasons, never a model that is half loaded.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import torch
 
 from models.architectures import ArchitectureError, SequenceModel, build
 from models.attribution import Attribution
+from models.engines import Engine, unproven
+from models.openvino_network import compiled
 from models.refusal import ArtifactRefusal, ArtifactRefused
 from models.registry import RegistryEntry
 from models.signal import W_PER_KW, kw_to_w, normalise
@@ -56,11 +58,22 @@ class ModelOutput:
     interval_w: FloatArray
 
 
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Synthetic windows [k, W], kW, and what the model said of them when it was exported (`golden_arrays`)."""
+
+    windows_kw: FloatArray
+    expected: Mapping[str, FloatArray]
+
+
 class LoadedModel:
     """A verified model, ready to predict. Holds no state between calls."""
 
-    def __init__(self, entry: RegistryEntry, network: SequenceModel, device: str) -> None:
+    def __init__(
+        self, entry: RegistryEntry, network: SequenceModel, device: str, engine: Engine = Engine.TORCH
+    ) -> None:
         self.entry = entry
+        self.engine = engine
         self.device = device
         self.golden = GoldenCheck.SKIPPED
         self.network = network
@@ -73,7 +86,7 @@ class LoadedModel:
         window = self.entry.input_window_size
         if windows_kw.ndim != 2 or windows_kw.shape[1] != window:
             raise ValueError(f"windows must be [n, {window}], not {list(windows_kw.shape)}")
-        inputs = torch.from_numpy(self._network_input(windows_kw)).to(self.device)
+        inputs = self.network_input(windows_kw)
         # TF32 would cost three digits, more than the golden tolerance, for a model this small no time at all.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             estimates = self.network.estimate(inputs, self.entry.sample_indices, self.entry.max_power_w)
@@ -86,20 +99,27 @@ class LoadedModel:
             for attribution, estimate in estimates.items()
         }
 
-    def _network_input(self, windows_kw: FloatArray) -> FloatArray:
+    def network_input(self, windows_kw: FloatArray) -> torch.Tensor:
+        """Mains windows [n, W], kW -> what the network takes of them, on its device."""
         preprocessing = self.entry.preprocessing
         if self.entry.input_unit == "W":
-            return normalise(kw_to_w(windows_kw), preprocessing.mean, preprocessing.std, preprocessing.clip_w)
-        clip_kw = None if preprocessing.clip_w is None else preprocessing.clip_w / W_PER_KW
-        return normalise(windows_kw, preprocessing.mean, preprocessing.std, clip_kw)
+            mains, clip = kw_to_w(windows_kw), preprocessing.clip_w
+        else:
+            mains, clip = windows_kw, None if preprocessing.clip_w is None else preprocessing.clip_w / W_PER_KW
+        return torch.from_numpy(normalise(mains, preprocessing.mean, preprocessing.std, clip)).to(self.device)
 
 
 def _float32(values: torch.Tensor) -> FloatArray:
     return values.cpu().numpy().astype(np.float32, copy=False)
 
 
-def load_verified(entry: RegistryEntry, root: Path, device: str = "cpu") -> LoadedModel:
-    """Loads, verifies and warms one entry. `root` is the registry's folder. Raises `ArtifactRefused`."""
+def load_verified(
+    entry: RegistryEntry, root: Path, device: str = "cpu", *, evidence_needed: bool = True
+) -> LoadedModel:
+    """Loads, verifies and warms one entry. `root` is the registry's folder. Raises `ArtifactRefused`.
+
+    `evidence_needed` is false for those alone who gather the evidence for another engine than torch.
+    """
     content = _read_inside(root, entry.artifact_path, ArtifactRefusal.ARTIFACT_MISSING)
     # The very bytes that were hashed are parsed, so nobody can swap the file in between.
     digest = hashlib.sha256(content).hexdigest()
@@ -116,8 +136,13 @@ def load_verified(entry: RegistryEntry, root: Path, device: str = "cpu") -> Load
         ) from error
     network = _network(entry, weights)
     model = _warm_up(entry, network, device)
+    golden = None
     if entry.golden_path is not None:
-        _compare_golden(model, _read_inside(root, entry.golden_path, ArtifactRefusal.GOLDEN_MISSING))
+        golden = _golden(entry, _read_inside(root, entry.golden_path, ArtifactRefusal.GOLDEN_MISSING))
+    if entry.engine is not Engine.TORCH and device == "cpu":
+        model = _on_engine(model, golden, evidence_needed)
+    if golden is not None:
+        _compare_golden(model, golden)
         model.golden = GoldenCheck.PASSED
     return model
 
@@ -155,10 +180,9 @@ def _network(entry: RegistryEntry, weights: dict[str, torch.Tensor]) -> Sequence
 
 
 def _warm_up(entry: RegistryEntry, network: SequenceModel, device: str) -> LoadedModel:
-    windows = np.full((WARM_UP_WINDOWS, entry.input_window_size), 0.3, dtype=np.float32)
     try:
         model = LoadedModel(entry, network.to(device), device)
-        outputs = model.predict(windows)
+        outputs = model.predict(_warm_up_windows_kw(entry))
     # AssertionError is how torch says that it was built without the device.
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise ArtifactRefused(ArtifactRefusal.WARM_UP_FAILED, f"the first forward failed: {error}") from error
@@ -167,25 +191,49 @@ def _warm_up(entry: RegistryEntry, network: SequenceModel, device: str) -> Loade
     return model
 
 
-def _compare_golden(model: LoadedModel, content: bytes) -> None:
-    """Refuses unless the model says what it said when it was exported, on the same synthetic windows."""
+def _warm_up_windows_kw(entry: RegistryEntry) -> FloatArray:
+    return np.full((WARM_UP_WINDOWS, entry.input_window_size), 0.3, dtype=np.float32)
 
-    def mismatch(detail: str) -> ArtifactRefused:
-        return ArtifactRefused(ArtifactRefusal.GOLDEN_MISMATCH, f"{model.entry.golden_path}: {detail}")
 
+def _on_engine(model: LoadedModel, golden: Golden | None, evidence_needed: bool) -> LoadedModel:
+    """The model with its forward pass on the entry's engine, which must say of golden windows what torch says."""
+    entry = model.entry
+    reason = unproven(entry) if evidence_needed else None
+    if reason is not None:
+        raise ArtifactRefused(ArtifactRefusal.ENGINE_UNPROVEN, reason)
+    if golden is None:
+        raise ArtifactRefused(
+            ArtifactRefusal.GOLDEN_MISSING, f"{entry.engine} is compared with torch on golden windows; it has none"
+        )
+    windows_kw = np.concatenate((golden.windows_kw, _warm_up_windows_kw(entry)))
+    return LoadedModel(entry, compiled(model.network, model.network_input(windows_kw)), model.device, entry.engine)
+
+
+def _golden_mismatch(entry: RegistryEntry, detail: str) -> ArtifactRefused:
+    return ArtifactRefused(ArtifactRefusal.GOLDEN_MISMATCH, f"{entry.golden_path}: {detail}")
+
+
+def _golden(entry: RegistryEntry, content: bytes) -> Golden:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as golden:
             windows_kw = golden["windows_kw"].astype(np.float32)
             expected = {name: golden[name] for name in golden.files if name != "windows_kw"}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise mismatch(f"not a golden file: {error}") from error
-    if windows_kw.size == 0:
-        raise mismatch("holds no window")
-    try:
-        outputs = model.predict(windows_kw)
-    except ValueError as error:
-        raise mismatch(str(error)) from error
-    actual = golden_arrays(outputs)
+        raise _golden_mismatch(entry, f"not a golden file: {error}") from error
+    if windows_kw.ndim != 2 or windows_kw.shape[1] != entry.input_window_size or not len(windows_kw):
+        raise _golden_mismatch(
+            entry, f"holds windows {list(windows_kw.shape)} for a model of {entry.input_window_size} samples"
+        )
+    return Golden(windows_kw, expected)
+
+
+def _compare_golden(model: LoadedModel, golden: Golden) -> None:
+    """Refuses unless the model says what it said when it was exported."""
+
+    def mismatch(detail: str) -> ArtifactRefused:
+        return _golden_mismatch(model.entry, detail)
+
+    actual, expected = golden_arrays(model.predict(golden.windows_kw)), golden.expected
     if set(actual) != set(expected):
         raise mismatch(f"holds {', '.join(sorted(expected))}; the model gives {', '.join(sorted(actual))}")
     for name, values in actual.items():

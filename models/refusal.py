@@ -20,6 +20,10 @@ class ArtifactRefusal(StrEnum):
     WARM_UP_FAILED = "warm_up_failed"
     GOLDEN_MISSING = "golden_missing"
     GOLDEN_MISMATCH = "golden_mismatch"
+    ENGINE_UNPROVEN = "engine_unproven"
+    ENGINE_MISSING = "engine_missing"
+    ENGINE_FAILED = "engine_failed"
+    ENGINE_MISMATCH = "engine_mismatch"
 
 
 class ArtifactRefused(Exception):

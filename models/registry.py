@@ -21,6 +21,7 @@ import jsonschema.exceptions
 
 from models.appliances import APPLIANCES
 from models.attribution import Attribution
+from models.engines import Engine
 
 PACKAGED_REGISTRY = Path(__file__).with_name("registry.json")
 SCHEMA_PATH = Path(__file__).with_name("registry.schema.json")
@@ -86,6 +87,9 @@ class RegistryEntry:
     card_path: str | None = None
     training_data: tuple[TrainingSource, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
+    engine: Engine = Engine.TORCH
+    engine_evidence: dict[str, Any] | None = None
+    """What both engines reach on the version's tests, see `models.engines`; None while the engine is torch."""
 
     @property
     def sample_indices(self) -> dict[Attribution, int]:
@@ -163,6 +167,9 @@ def _row(entry: RegistryEntry) -> dict[str, Any]:
         {"home": source.home, "from": source.from_, "to": source.to, "attribution": source.attribution}
         for source in entry.training_data
     ]
+    if entry.engine is Engine.TORCH:
+        # Registries without another engine stay readable for those who do not know the fields.
+        del row["engine"], row["engine_evidence"]
     return row
 
 
@@ -217,6 +224,7 @@ def _entry(row: Mapping[str, Any], pointer: str, path: Path) -> RegistryEntry:
         TrainingSource(source["home"], source["from"], source["to"], source["attribution"])
         for source in row.get("training_data", [])
     )
+    values["engine"] = Engine(row.get("engine", Engine.TORCH))
     values.setdefault("sample_period_s", DEFAULT_SAMPLE_PERIOD_S)
     values.setdefault("input_unit", "W")
     values.setdefault("output_unit", "W")

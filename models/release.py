@@ -96,6 +96,26 @@ def _register(run: RegistryEntry, run_folder: Path, root: Path, version: str, ac
     return entry
 
 
+def set_engine(entry: RegistryEntry, root: Path) -> None:
+    """Gives the registered version the engine that `entry` has, and its evidence. Nothing else of it changes.
+
+    Loaded with it before. Raises `ReleaseRefused`.
+    """
+    path = root / REGISTRY_NAME
+    try:
+        with _alone(root):
+            known = Registry.load(path)
+            registered = known.resolve(entry.appliance_id, entry.model_version)
+            changed = dataclasses.replace(registered, engine=entry.engine, engine_evidence=entry.engine_evidence)
+            load_verified(changed, root)
+            entries = [changed if one is registered else one for one in known.entries]
+            write_atomically(path, registry_text(entries).encode())
+    except (RegistryError, ArtifactRefused) as error:
+        raise ReleaseRefused(str(error)) from error
+    except OSError as error:
+        raise ReleaseRefused(f"{error.filename or root}: {error.strerror or error}") from error
+
+
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
     """`path` exists inside; after a failure, what had to be made for it and is empty is taken away again."""

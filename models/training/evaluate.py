@@ -116,7 +116,7 @@ def raw_outputs(
     windows = sliding_windows(series, window, block)
     starts = np.arange(len(windows)) * block
     firsts = {name: min(max(index - block // 2, 0), window - block) for name, index in sample_indices.items()}
-    device = next(network.parameters()).device
+    device = network.power_scale_w.device
     measured = np.concatenate(([0], np.cumsum(home.valid)))
     # Blocks without a measured sample are not scored, so they are not computed.
     needed = np.flatnonzero(

@@ -77,7 +77,7 @@ def measure(
                 if entry.appliance_id in homes[home_name].appliances_w:
                     measurements.append(_on_named(model, homes[home_name], progress))
             else:
-                measurements += [_again(model, test, homes, progress) for test in entry.metrics.get("tests", [])]
+                measurements += [measure_again(model, test, homes, progress) for test in entry.metrics.get("tests", [])]
     except EXPECTED as error:
         raise RunError(str(error)) from error
     if not measurements:
@@ -85,7 +85,8 @@ def measure(
     return measurements
 
 
-def _again(model: LoadedModel, test: dict[str, Any], homes: dict[str, Home], progress: Progress) -> Measurement:
+def measure_again(model: LoadedModel, test: dict[str, Any], homes: dict[str, Home], progress: Progress) -> Measurement:
+    """One test of the model's card. Raises `RecordingError` when its home is not among `homes`."""
     for name, home in homes.items():
         if home.recording.home == test["home"]:
             part = home if test["kind"] == UNSEEN_HOME else split(home, SEEN_TEST_FROM.get(name)).seen_test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,15 +11,19 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from models.engines import Engine
 from models.overview import LEARNING_CURVE, overview, version_figures
 from models.registry import PACKAGED_REGISTRY, Registry, RegistryEntry, RegistryError
 from models.study_tables import Study, StudyError, learning_curve_points, read_study
-from serve_app.cli.train import TABLE_WIDTH, fail, require_tools
+from serve_app.cli.train import TABLE_WIDTH, Threads, fail, progress_bars, require_tools
 
 models = typer.Typer(help="List, verify, add and describe model versions.", no_args_is_help=True)
 
 DEFAULT_STUDY = Path("docs/models/study.json")
 RegistryFile = Annotated[Path, typer.Option("--registry", help="registry.json.", show_default="the packaged one")]
+RegistryRoot = Annotated[
+    Path, typer.Option("--registry-root", help="Folder of registry.json.", show_default="the models package")
+]
 
 
 def _load(path: Path) -> Registry:
@@ -42,6 +47,7 @@ def list_versions(
         result.add_column(heading, no_wrap=True)
     for heading in ("F1", "MAE", "off MAE", "F1 prov.", "MAE prov.", "parameters"):
         result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("engine", no_wrap=True)
     for entry in _load(registry).entries:
         figures = version_figures(entry)
         result.add_row(
@@ -54,6 +60,7 @@ def list_versions(
             figures.always_off,
             *figures.provisional,
             _count(entry.metrics.get("parameters")),
+            entry.engine,
         )
     # Without markup: a home may be called "Flat [2]".
     Console(width=max(Console().width, TABLE_WIDTH), markup=False).print(result)
@@ -123,9 +130,7 @@ def add(
     run: Annotated[Path, typer.Argument(help="A finished run folder of `nilm train` or `nilm ensemble`.")],
     version: Annotated[str, typer.Option(help="Its version; one that exists is never changed.")],
     active: Annotated[bool, typer.Option("--active", help="Make it the active one, if it may be.")] = False,
-    root: Annotated[
-        Path, typer.Option("--registry-root", help="Folder of registry.json.", show_default="the models package")
-    ] = PACKAGED_REGISTRY.parent,
+    root: RegistryRoot = PACKAGED_REGISTRY.parent,
 ) -> None:
     """Register a run as a version: files copied, hashed, loaded, card written; all of it or nothing."""
     from models.release import ReleaseRefused  # noqa: PLC0415
@@ -138,6 +143,65 @@ def add(
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"registered {_name(entry)}, card {root / str(entry.card_path)}")
     console.print(f"serve it: name version {version} in serve_config.yaml and deploy")
+
+
+@models.command("engine")
+def set_engine(
+    model_id: Annotated[str, typer.Argument(help="The model.")],
+    version: Annotated[str, typer.Argument(help="Its version.")],
+    engine: Annotated[Engine, typer.Argument(help="What shall run its forward pass on a CPU.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", envvar="NILM_DATA", help="Folder with household recordings; torch needs none."),
+    ] = None,
+    root: RegistryRoot = PACKAGED_REGISTRY.parent,
+    threads: Threads = 1,
+) -> None:
+    """Choose a version's engine: measured with both on all tests of its card first, refused when F1 drops."""
+    known = _load(root / PACKAGED_REGISTRY.name)
+    chosen = [entry for entry in known.entries if (entry.model_id, entry.model_version) == (model_id, version)]
+    if not chosen:
+        fail(f"no such version; registered are {', '.join(_name(entry) for entry in known.entries) or 'none'}")
+    entry = dataclasses.replace(chosen[0], engine=engine, engine_evidence=None)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if engine is not Engine.TORCH:
+        if data is None:
+            fail(f"{engine} is measured before it serves: give the folder with the recordings, --data")
+        entry = _measured(entry, root, data, threads)
+        for line in _evidence_lines(entry):
+            console.print(line)
+    from models.release import ReleaseRefused  # noqa: PLC0415
+    from models.release import set_engine as change_registry  # noqa: PLC0415
+
+    try:
+        change_registry(entry, root)
+    except ReleaseRefused as error:
+        fail(str(error))
+    console.print(f"{_name(entry)} runs on {engine}; replicas that serve it follow after POST /admin/reload-models")
+
+
+def _measured(entry: RegistryEntry, root: Path, data: Path, threads: int) -> RegistryEntry:
+    require_tools()
+    from models.training.engine_evidence import with_evidence  # noqa: PLC0415
+    from models.training.run import RunError  # noqa: PLC0415
+
+    try:
+        with progress_bars() as progress:
+            return with_evidence(entry, root, entry.engine, data, threads, progress)
+    except RunError as error:
+        fail(str(error))
+
+
+def _evidence_lines(entry: RegistryEntry) -> list[str]:
+    return [
+        f"{test['home']} ({test['kind'].replace('_', ' ')}), {answer}: "
+        + "; ".join(
+            f"{name} F1 {test[key][answer]['f1']:.4f}, MAE {test[key][answer]['mae_w']:.4f} W"
+            for name, key in ((Engine.TORCH, "torch"), (entry.engine, "engine"))
+        )
+        for test in (entry.engine_evidence or {}).get("tests", [])
+        for answer in ("final", "provisional")
+    ]
 
 
 @models.command()

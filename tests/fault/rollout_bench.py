@@ -25,18 +25,13 @@ import safetensors.torch
 import yaml
 
 from models.registry import Registry, RegistryEntry, registry_text
+from serve_app.cli.cluster import PRODUCTION_MODE
 from serve_app.demo.household import synthetic_household
 from tests.integration.service import ADMIN_TOKEN, ROOT, SECRET, Service, read_models, running_service, service_config
 
 A, B = "2.0.0", "2.0.1"
 """Two good versions of the kettle, of one network each: the second is the first under another name."""
 APPLIED_WITHIN_S = 90.0
-THROUGHPUT = {
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-}
-"""As in production: with Serve's defaults 40 requests a second fill two cores, and only queues are measured."""
 
 
 def registry_with_all_sorts(folder: Path) -> Path:
@@ -237,9 +232,9 @@ def start_rollout_bench(folder: Path, **options: Any) -> Iterator[RolloutBench]:
             # One stays one, also after an overload: what is measured is what one replica's clients see.
             deployment["autoscaling_config"]["max_replicas"] = 1
     config.write_text(yaml.safe_dump(document, sort_keys=False))
-    with running_service(
-        folder, config, {"PYTHONPATH": str(ROOT), "MODEL_REGISTRY_URI": str(registry), **THROUGHPUT}
-    ) as service:
+    environment = {"PYTHONPATH": str(ROOT), "MODEL_REGISTRY_URI": str(registry)}
+    # With Serve's defaults 40 requests a second fill two cores, and only queues are measured.
+    with running_service(folder, config, PRODUCTION_MODE | environment) as service:
         yield RolloutBench(service, kettle_windows())
 
 

@@ -22,7 +22,7 @@ import yaml
 from serve_app.access.development import mint_development_token
 from serve_app.access.development_grants import grant_development_access
 from serve_app.cli.announcement import SHELL_FILE_NAME
-from serve_app.cli.cluster import ray_token_path
+from serve_app.cli.cluster import PRODUCTION_MODE, ray_token_path
 from serve_app.cli.processes import OwnedProcesses
 from serve_app.cli.serve_api import APPLICATIONS_PATH, ServeApi
 
@@ -133,7 +133,10 @@ def service_config(
 def running_service(
     folder: Path, config: Path | None = None, environment: Mapping[str, str] | None = None, *, wait_ready: bool = True
 ) -> Iterator[Service]:
-    """Start, wait until ready, hand over, stop; a failed start shows the service's own words."""
+    """Start, wait until ready, hand over, stop; a failed start shows the service's own words.
+
+    With NILM_TEST_PRODUCTION_MODE set, Serve runs as in production.
+    """
     port = free_port()
     data_dir = folder / "data"
     config = config or ROOT / "serve_config.yaml"
@@ -144,6 +147,7 @@ def running_service(
         "SUPABASE_JWT_SECRET": SECRET,
         "CORS_ORIGINS": "http://app.local",
         "ADMIN_TOKEN": ADMIN_TOKEN,
+        **(PRODUCTION_MODE if "NILM_TEST_PRODUCTION_MODE" in os.environ else {}),
         **(environment or {}),
     }
     command = [sys.executable, "-m", "serve_app.cli.main", "run", "--config", str(config), "--port", str(port)]

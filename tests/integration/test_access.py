@@ -16,6 +16,7 @@ import pytest
 from serve_app.access.development import mint_development_token
 from serve_app.access.principal import Role
 from serve_app.access.quota_window import ahead
+from serve_app.cli.cluster import PRODUCTION_MODE
 from tests.integration.service import ADMIN_TOKEN, SECRET, Service, running_service, service_config
 
 PER_USER, PER_IP, REPLICAS, REQUESTS = 60, 120, 2, 300
@@ -122,11 +123,7 @@ async def test_an_address_has_one_quota_over_both(two_ingresses: Service, source
 @pytest.mark.integration
 async def test_behind_haproxy_nobody_chooses_an_address(tmp_path: Path) -> None:
     """HAProxy connects from this machine and adds no X-Forwarded-For; what clients write into it counts for nothing."""
-    environment = {
-        "RATE_LIMIT_PER_IP": str(PER_IP),
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    }
+    environment = PRODUCTION_MODE | {"RATE_LIMIT_PER_IP": str(PER_IP)}
     config = service_config(tmp_path / "serve_config.yaml", appliances=["kettle"])
     with running_service(tmp_path, config, environment) as haproxy:
         sent = [

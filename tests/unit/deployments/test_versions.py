@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -21,10 +22,12 @@ from deployments.contracts import RefusedVersion
 from deployments.rollout_contracts import Role
 from deployments.versions import Serving, VersionRefused, Versions, in_background
 from models.architectures import build
-from models.loader import load_verified
-from models.registry import RegistryEntry
+from models.engines import Engine
+from models.loader import golden_arrays, load_verified
+from models.registry import Registry, RegistryEntry
 from models.source import RegistrySource
 from tests.unit.deployments.replica import PARAMS, WINDOW, Shelf, deploy, directive, freed, plan
+from tests.unit.models.engine_evidence import on_openvino
 
 
 def served(versions: Versions) -> dict[Role, str]:
@@ -164,6 +167,41 @@ async def test_a_version_whose_file_is_another_is_loaded_again(
     assert serving.stable.entry.artifact_sha256 == shelf.entries[1]["artifact_sha256"]
     assert loads == ["2.0.0", "2.0.0"]
     assert versions.registry_sha256 != before
+
+
+def on_another_engine(shelf: Shelf, **figures: float) -> None:
+    """2.0.0 runs on OpenVINO from now on, with golden windows to compare it on."""
+    registry = Registry.load(shelf.registry)
+    windows_kw = np.random.default_rng(3).uniform(0.1, 3.0, (3, WINDOW)).astype(np.float32)
+    outputs = golden_arrays(load_verified(registry.resolve("kettle", "2.0.0"), registry.root).predict(windows_kw))
+    golden = shelf.artifact("2.0.0").with_name("golden.npz")
+    np.savez(golden, windows_kw=windows_kw, **outputs)  # type: ignore[arg-type]
+    row = shelf.entries[1] | {"golden_path": str(golden.relative_to(shelf.root))}
+    shelf.entries[1] = row | on_openvino(row, **figures)
+    shelf.registry.write_text(json.dumps({"models": shelf.entries}), encoding="utf-8")
+
+
+async def test_a_version_whose_engine_is_another_is_loaded_again(
+    versions: Versions, shelf: Shelf, loads: list[str]
+) -> None:
+    await deploy(versions, plan("2.0.0"))
+    on_another_engine(shelf)
+    await deploy(versions, plan("2.0.0"))
+    serving = versions.current()
+    assert serving is not None
+    assert serving.stable.engine is Engine.OPENVINO
+    assert loads == ["2.0.0", "2.0.0"]
+
+
+async def test_an_engine_without_evidence_is_refused_and_the_same_version_goes_on_with_torch(
+    versions: Versions, shelf: Shelf
+) -> None:
+    await deploy(versions, plan("2.0.0"))
+    before = versions.current()
+    on_another_engine(shelf, engine_f1=0.9)
+    found = await refused(versions, plan("2.0.0"))
+    assert (found.model_version, found.reason) == ("2.0.0", "engine_unproven")
+    assert versions.current() is before
 
 
 # What is refused -------------------------------------------------------------------------------------------------

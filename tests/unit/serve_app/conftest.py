@@ -178,6 +178,7 @@ class FakeStore:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     release: asyncio.Event | None = None
     cancelled: int = 0
+    calls: int = 0
     reachable: bool = True
     replies: dict[str, StoredReply] = field(default_factory=dict)
     recall_failure: Exception | None = None
@@ -210,6 +211,7 @@ class FakeStore:
         return Method(self._status)
 
     async def _persist(self, record_sets: Sequence[RecordSet]) -> list[PersistResult]:
+        self.calls += 1
         return await asyncio.gather(*map(self._one, record_sets))
 
     async def _one(self, record_set: RecordSet) -> PersistResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,15 +38,22 @@ async def test_a_prediction_on_its_way_to_the_store_arrives_when_the_client_leav
 async def store_three_and_leave_the_last(service: Any) -> None:
     """The last waits for a call of its own, because as many as may are on their way, and its client hangs up."""
     service.store.release = asyncio.Event()
+    waiting = service.app.state.services.predictor.store._predictions
     calls = []
-    for _ in range(CALLS + 1):
+    for n in range(CALLS + 1):
         calls.append(asyncio.create_task(service.infer()))
-        await asyncio.sleep(0.02)
+        await until(lambda n=n: waiting.waiting == int(n == CALLS) and service.store.calls == min(n + 1, CALLS))
     calls[-1].cancel()
-    await asyncio.sleep(0.02)
+    await asyncio.gather(calls[-1], return_exceptions=True)
     service.store.release.set()
     await asyncio.gather(*calls[:-1])
-    await asyncio.sleep(0.02)
+    await until(lambda: not waiting._waiting and not waiting._working)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - the stand-in tells nobody
+            await asyncio.sleep(0.001)
 
 
 async def test_a_prediction_that_waits_for_the_store_arrives_as_well(service: Any) -> None:
