@@ -14,7 +14,7 @@ import yaml
 
 from serve_app.access.development import mint_development_token
 from serve_app.access.development_grants import grant_development_access
-from serve_app.cli.cluster import RayCluster, cluster_environment
+from serve_app.cli.cluster import PRODUCTION_MODE, RayCluster
 from serve_app.cli.serve_api import RUNNING, ServeApi
 from serve_app.settings import DEVELOPMENT_ISSUER
 from tests.bench.serving.running import (
@@ -141,8 +141,11 @@ def _wait(cluster: RayCluster, give_up_s: float, done: Callable[[], bool]) -> No
         time.sleep(POLL_S)
 
 
-def _this_system(mode: str) -> Start:
-    """The service as `nilm run` starts it, with the throughput settings of `mode`."""
+def _this_system(serve_mode: Mapping[str, str]) -> Start:
+    """The service as `nilm run` starts it in development, with Serve as `serve_mode` says.
+
+    The rest of production needs an identity provider.
+    """
 
     @contextmanager
     def start(folder: Path, model_version: str) -> Iterator[Running]:
@@ -152,21 +155,13 @@ def _this_system(mode: str) -> Start:
         _keep_one_model_replica(config)
         with ExitStack() as stack:
             try:
-                service = stack.enter_context(
-                    running_service(folder, config, throughput_settings(mode) | OUT_OF_THE_WAY)
-                )
+                service = stack.enter_context(running_service(folder, config, {**serve_mode, **OUT_OF_THE_WAY}))
             except AssertionError as error:  # how that helper of tests says that the service did not start
                 raise SystemFailed(str(error)) from None
             grant_development_access(service.data_dir, USER, ("*",))
             yield Running(service.url, service.process.pid, service.database)
 
     return start
-
-
-def throughput_settings(mode: str) -> dict[str, str]:
-    """What `nilm run` sets for `ENV=mode` and not otherwise. The rest of production needs an identity provider."""
-    ours = cluster_environment({"ENV": mode}, Path(), Path(), Path(), Path())
-    return {name: ours[name] for name in ours if name.startswith("RAY_SERVE_") and "HAPROXY_" not in name}
 
 
 def _keep_one_model_replica(config: Path) -> None:
@@ -185,8 +180,8 @@ SYSTEMS: Mapping[str, System] = {
         System("tuned", "tuned monolith, 2 workers", _baseline("tuned", _workers_serve(2)), ("msgspec", "uvloop")),
         System("litserve", "LitServe", _baseline("with_litserve", _healthy), ("litserve",)),
         System("serve", "Serve with defaults", plain_serve),
-        System("development", "this system, development", _this_system("development")),
-        System("production", "this system, production", _this_system("production")),
+        System("development", "this system, development", _this_system({})),
+        System("production", "this system, production", _this_system(PRODUCTION_MODE)),
     )
 }
 COMPARED = ("naive", "tuned", "litserve", "serve", "production")

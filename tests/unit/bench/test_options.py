@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bench.serving.options import CONCURRENCY, chosen_options
-from tests.bench.serving.systems import COMPARED, OURS, SYSTEMS, throughput_settings
+from tests.bench.serving.systems import COMPARED, OURS, SYSTEMS
 
 
 def test_without_arguments_it_is_the_full_run() -> None:
@@ -33,9 +33,3 @@ def test_what_makes_no_sense_is_refused(arguments: list[str]) -> None:
 def test_a_missing_package_is_named() -> None:
     assert SYSTEMS["naive"].missing == []
     assert all(system.key == key for key, system in SYSTEMS.items())
-
-
-def test_the_modes_of_this_system_are_those_of_nilm_run() -> None:
-    assert throughput_settings("development") == {}
-    production = throughput_settings("production")
-    assert production["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == production["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
