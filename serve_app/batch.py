@@ -13,6 +13,7 @@ from deployments.contracts import Inference, InferenceRequest, PredictionPoint
 from models.signal import W_PER_KW
 from serve_app.access.grants import Grants
 from serve_app.access.principal import Principal
+from serve_app.bodies import MAX_REPORTED_ERRORS
 from serve_app.calls import Call, answer_once, store_predictions
 from serve_app.idempotency import Reply
 from serve_app.middleware import RequestContext
@@ -27,7 +28,6 @@ from serve_app.schemas import (
     ItemProblem,
 )
 
-MAX_REPORTED_ERRORS = 20
 Outcome = Inference | Problem
 
 

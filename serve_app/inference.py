@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -58,7 +57,7 @@ class ModelClient:
         self, building_id: str, window_kw: WindowKw, attribution: Attribution, deadline_s: float
     ) -> Inference:
         """One window of a building. Raises Problem."""
-        request = InferenceRequest(building_id, np.asarray(window_kw, dtype=np.float32), deadline_s, attribution)
+        request = InferenceRequest(building_id, window_kw, deadline_s, attribution)
         (outcome,) = await self.run_windows([request])
         if isinstance(outcome, Problem):
             raise outcome
