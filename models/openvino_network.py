@@ -8,18 +8,19 @@ from __future__ import annotations
 import io
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.architectures import SequenceModel
 from models.refusal import ArtifactRefusal, ArtifactRefused
 
 LOGIT_TOLERANCE = 1e-3
 POWER_TOLERANCE_W = 0.1
-"""Of every sample of a window, before anything is calibrated, gated or clamped. Sums in another order differ by 4e-5
+"""Of every answer, before anything is calibrated, gated or clamped. Sums in another order differ by 4e-5
 and 0.015 W at most in our models; bfloat16, which OpenVINO prefers where the CPU has it, by 0.3 and 150 W."""
 
 BLOCK_WINDOWS = 8
@@ -38,35 +39,29 @@ _one_export_at_a_time = threading.Lock()
 """torch's exporter keeps its state in variables of its modules."""
 
 
-class OpenVinoNetwork(SequenceModel):
-    """`network` compiled for windows of `input_window_size` samples. Safe to call from several threads.
+class _Graph:
+    """One function of mains [n, W] that gives (on_logit, power_w), compiled. Safe to call from several threads."""
 
-    Raises `ArtifactRefused` when OpenVINO is missing or cannot compile it.
-    """
-
-    def __init__(self, network: SequenceModel, input_window_size: int) -> None:
-        super().__init__()
-        self.answers_for = network.answers_for
-        self.readouts = network.readouts
+    def __init__(self, function: nn.Module, input_window_size: int) -> None:
         openvino = _openvino()
         try:
             core = openvino.Core()
-            model = core.read_model(_onnx(network, input_window_size))
-            self._compiled = {}
+            model = core.read_model(_onnx(function, input_window_size))
+            self.compiled = {}
             for size in (BLOCK_WINDOWS, 1):
                 model.reshape([size, input_window_size])
-                self._compiled[size] = core.compile_model(model, "CPU", CPU_OPTIONS)
+                self.compiled[size] = core.compile_model(model, "CPU", CPU_OPTIONS)
         except Exception as error:
             # Its errors share no base class; whichever it is, this network does not run there.
             raise ArtifactRefused(ArtifactRefusal.ENGINE_FAILED, f"OpenVINO does not take it: {error}") from error
+        self._samples = self.compiled[1].output(0).shape[1]
         # A request belongs to the thread that made it: two runs at once in one would mix their windows.
         self._of_thread = threading.local()
 
-    def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
-        """As every network: normalised mains [n, W] -> (on_logit [n, W], power_w [n, W])."""
+    def __call__(self, mains: Tensor) -> tuple[Tensor, Tensor]:
         requests = self._requests()
         windows = mains.contiguous().numpy()
-        on_logit, power_w = np.empty_like(windows), np.empty_like(windows)
+        on_logit, power_w = np.empty((2, len(windows), self._samples), dtype=np.float32)
         begin = 0
         while begin < len(windows):
             size = BLOCK_WINDOWS if len(windows) - begin >= BLOCK_WINDOWS else 1
@@ -79,23 +74,64 @@ class OpenVinoNetwork(SequenceModel):
 
     def _requests(self) -> dict[int, Any]:
         if not hasattr(self._of_thread, "requests"):
-            self._of_thread.requests = {size: one.create_infer_request() for size, one in self._compiled.items()}
+            self._of_thread.requests = {size: one.create_infer_request() for size, one in self.compiled.items()}
         requests: dict[int, Any] = self._of_thread.requests
         return requests
 
 
-def compiled(network: SequenceModel, mains: Tensor) -> OpenVinoNetwork:
-    """`network` on OpenVINO, once both say the same of normalised `mains` [n, W], in blocks and one by one.
+class _At(nn.Module):
+    """`network.at` of fixed samples as a module: what is exported is a module's `forward`."""
 
+    def __init__(self, network: SequenceModel, samples: Sequence[int]) -> None:
+        super().__init__()
+        self._network = network
+        self._samples = samples
+        # The exporter gives its mode back to all it finds inside.
+        self.train(network.training)
+
+    def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
+        return self._network.at(mains, self._samples)
+
+
+class OpenVinoNetwork(SequenceModel):
+    """`network` for windows of `input_window_size` samples, compiled for what is asked of it at `samples`.
+
+    What it says of whole windows, which training's figures need, is compiled when first asked for. Raises
+    `ArtifactRefused` when OpenVINO is missing or cannot compile it.
+    """
+
+    def __init__(self, network: SequenceModel, input_window_size: int, samples: Sequence[int]) -> None:
+        super().__init__()
+        self.answers_for = network.answers_for
+        self.readouts = network.readouts
+        self._network = network
+        self._samples = tuple(samples)
+        self._answers = _Graph(_At(network, self._samples), input_window_size)
+        self._windows: _Graph | None = None
+
+    def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
+        """As every network: normalised mains [n, W] -> (on_logit [n, W], power_w [n, W])."""
+        if self._windows is None:
+            self._windows = _Graph(self._network, mains.shape[1])
+        return self._windows(mains)
+
+    def at(self, mains: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self._answers(mains) if tuple(samples) == self._samples else super().at(mains, samples)
+
+
+def compiled(network: SequenceModel, mains: Tensor, samples: Sequence[int]) -> OpenVinoNetwork:
+    """`network` on OpenVINO, once both say the same of normalised `mains` [n, W] at `samples`.
+
+    Compared in blocks and one by one.
     Raises `ArtifactRefused`.
     """
-    other = OpenVinoNetwork(network, mains.shape[1])
+    other = OpenVinoNetwork(network, mains.shape[1], samples)
     with torch.inference_mode():
-        expected = network(mains)
-        _compare(expected, other(mains))
+        expected = network.at(mains, samples)
+        _compare(expected, other.at(mains, samples))
         for row in range(len(mains)):
             part = slice(row, row + 1)
-            _compare((expected[0][part], expected[1][part]), other(mains[part]))
+            _compare((expected[0][part], expected[1][part]), other.at(mains[part], samples))
     return other
 
 
@@ -124,8 +160,8 @@ def _openvino() -> Any:
     return openvino
 
 
-def _onnx(network: SequenceModel, input_window_size: int) -> bytes:
-    """The network as OpenVINO reads it: an ONNX file in memory, for any number of windows.
+def _onnx(function: nn.Module, input_window_size: int) -> bytes:
+    """The function as OpenVINO reads it: an ONNX file in memory, for any number of windows.
 
     By way of the older of torch's two exporters, which takes a file in memory although its type says a path. The newer
     one takes ten times as long and a hundred megabytes more, and what `torch.jit.trace` makes, which OpenVINO reads
@@ -134,7 +170,7 @@ def _onnx(network: SequenceModel, input_window_size: int) -> bytes:
     content = io.BytesIO()
     with _one_export_at_a_time:
         torch.onnx.export(
-            network,
+            function,
             (torch.zeros(BLOCK_WINDOWS, input_window_size),),
             content,  # type: ignore[arg-type]
             dynamo=False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -46,6 +46,15 @@ class SequenceModel(nn.Module, ABC):
     def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised mains [n, W] -> (on_logit [n, W], power_w [n, W], not negative)."""
 
+    def at(self, mains: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`forward` at k samples of the window alone: normalised mains [n, W] -> (on_logit [n, k], power_w [n, k]).
+
+        For a network in evaluation mode. Overridden by those that can leave out what these samples do not depend on.
+        """
+        on_logit, power_w = self(mains)
+        chosen = list(samples)
+        return on_logit[:, chosen], power_w[:, chosen]
+
     def check_answers_for(self, sample_index: int) -> None:
         """Raises `ValueError` when the network has no answer for that sample of the window."""
         if self.answers_for not in (None, sample_index):
@@ -66,10 +75,10 @@ class SequenceModel(nn.Module, ABC):
         """
         for sample_index in sample_indices.values():
             self.check_answers_for(sample_index)
-        on_logit, power_w = self(mains)
+        on_logit, power_w = self.at(mains, tuple(sample_indices.values()))
         return {
-            attribution: self.readout(attribution)(on_logit[:, index], power_w[:, index], max_power_w)
-            for attribution, index in sample_indices.items()
+            attribution: self.readout(attribution)(on_logit[:, column], power_w[:, column], max_power_w)
+            for column, attribution in enumerate(sample_indices)
         }
 
 

@@ -6,8 +6,8 @@ sees a whole programme which is not there: it is outvoted, where an average woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,23 @@ class Ensemble(SequenceModel):
         self.members = nn.ModuleList(networks)
 
     def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = [member(mains) for member in self.members]
-        return median([logit for logit, _ in outputs]), median([power for _, power in outputs])
+        return _medians([member(mains) for member in self._networks])
+
+    def at(self, mains: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return _medians([member.at(mains, samples) for member in self._networks])
+
+    @property
+    def _networks(self) -> Iterator[SequenceModel]:
+        return (cast(SequenceModel, member) for member in self.members)
 
     def load_members(self, weights: list[dict[str, Tensor]]) -> None:
         """Takes the weights of trained networks, without their readouts. Raises `RuntimeError` if one does not fit."""
         for member, state in zip(self.members, weights, strict=True):
             member.load_state_dict({name: value for name, value in state.items() if not name.startswith("readouts.")})
+
+
+def _medians(outputs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return median([logit for logit, _ in outputs]), median([power for _, power in outputs])
 
 
 def median(values: Sequence[Tensor]) -> Tensor:

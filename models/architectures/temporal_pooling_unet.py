@@ -7,12 +7,14 @@ in TPNILM (Massidda et al. 2020). Two heads: on-logit and power.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.architectures.base import SequenceModel, register, with_difference
+from models.architectures.reach import decoder_slices
 
 INPUT_CHANNELS = 2
 POOL_PARTS = (1, 2, 4, 8)
@@ -28,6 +30,14 @@ class Convolution(nn.Sequential):
             nn.BatchNorm1d(channels_out),
             nn.ReLU(inplace=True),
         )
+
+    def on_slices(self, features: Tensor, slices: int) -> Tensor:
+        """The same of slices that lie side by side, [n, in, slices * L] -> [n, out, slices * L], each padded alone."""
+        convolution = cast(nn.Conv1d, self[0])
+        apart = features.reshape(*features.shape[:2], slices, -1)
+        padding = (0, convolution.kernel_size[0] // 2)
+        joined = F.conv2d(apart, convolution.weight.unsqueeze(2), convolution.bias, padding=padding).flatten(2)
+        return cast(Tensor, self[2](self[1](joined)))
 
 
 class TemporalPooling(nn.Module):
@@ -86,14 +96,33 @@ class TemporalPoolingUNet(SequenceModel):
         self.heads = nn.Conv1d(channels[0], 2, 1)
 
     def forward(self, mains: Tensor) -> tuple[Tensor, Tensor]:
-        features = with_difference(mains, INPUT_CHANNELS)
-        skips: list[Tensor] = []
-        for level, encoder in enumerate(self.encoders):
-            features = encoder(features if level == 0 else F.max_pool1d(features, 2))
-            skips.append(features)
+        skips = self._encoded(mains)
         features = self.bottleneck(self.pooling(skips.pop()))
         for project, decoder in zip(self.projections, self.decoders, strict=True):
             raised = F.interpolate(project(features), scale_factor=2.0, mode="nearest")
             features = decoder(raised + skips.pop())
-        heads = self.heads(features)
+        return self._said(self.heads(features))
+
+    def at(self, mains: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        levels = self._encoded(mains)
+        slices, wanted = decoder_slices(tuple(samples), tuple(level.shape[-1] for level in levels), mains.device)
+        deepest = self.pooling(levels[-1]).index_select(-1, slices[-1].of_level)
+        features = cast(Convolution, self.bottleneck[0]).on_slices(deepest, len(samples))
+        upwards = zip(self.projections, self.decoders, levels[-2::-1], slices[-2::-1], strict=True)
+        for project, decoder, level, here in upwards:
+            raised = project(features).index_select(-1, here.of_deeper)
+            joined = raised + level.index_select(-1, here.of_level)
+            features = cast(Convolution, decoder).on_slices(joined, len(samples))
+        return self._said(self.heads(features.index_select(-1, wanted)))
+
+    def _encoded(self, mains: Tensor) -> list[Tensor]:
+        """What each level of the encoder gives, the whole window's length first."""
+        features = with_difference(mains, INPUT_CHANNELS)
+        levels: list[Tensor] = []
+        for level, encoder in enumerate(self.encoders):
+            features = encoder(features if level == 0 else F.max_pool1d(features, 2))
+            levels.append(features)
+        return levels
+
+    def _said(self, heads: Tensor) -> tuple[Tensor, Tensor]:
         return heads[:, 0], F.softplus(heads[:, 1]) * self.power_scale_w

@@ -264,3 +264,31 @@ def test_an_ensemble_takes_the_weights_of_finished_networks_without_their_readou
 def test_ensembles_that_make_no_sense_are_refused(params):
     with pytest.raises(ArchitectureError):
         build("Ensemble", params, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "window"),
+    [
+        ("TemporalPoolingUNet", {}, 128),
+        ("TemporalPoolingUNet", {"channels": [8, 16]}, 64),
+        ("TemporalPoolingUNet", {"channels": [8, 8, 8, 8]}, 64),
+        ("NILMFormer", {"d_model": 16, "n_heads": 2, "n_layers": 1}, 64),
+        ("Ensemble", {"member": "TemporalPoolingUNet", "members": 3, "member_params": {"channels": [8, 16]}}, 64),
+    ],
+)
+def test_a_few_samples_are_those_of_the_whole_window(name, params, window):
+    """At every sample: near the window's ends, next to each other, and where slices begin at odd samples."""
+    torch.manual_seed(5)
+    network = build(name, params, window).eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    mains = torch.randn(3, window)
+    whole = network(mains)
+    for sample in range(window):
+        for other in (sample, window - 1 - sample, (sample + 1) % window, 0, window - 1):
+            for said, expected in zip(network.at(mains, (sample, other)), whole, strict=True):
+                torch.testing.assert_close(said, expected[:, [sample, other]], rtol=1e-4, atol=1e-4)
+    for said, expected in zip(network.at(mains, (1, 30, 31)), whole, strict=True):
+        torch.testing.assert_close(said, expected[:, [1, 30, 31]], rtol=1e-4, atol=1e-4)

@@ -18,7 +18,7 @@ import torch
 
 from models import openvino_network
 from models.appliances import appliance
-from models.architectures import SequenceModel, build
+from models.architectures import build
 from models.engines import F1_MAY_DROP, Engine, unproven
 from models.figures import champions
 from models.loader import GoldenCheck, LoadedModel, golden_arrays, load_verified
@@ -35,6 +35,7 @@ from models.training.golden import synthetic_windows_kw
 from tests.unit.models.engine_evidence import evidence, on_openvino
 
 ROOT = Path(__file__).resolve().parents[3]
+SAMPLES = (32, 63)
 SIZES = (1, BLOCK_WINDOWS - 1, BLOCK_WINDOWS, 2 * BLOCK_WINDOWS + 3)
 
 
@@ -111,12 +112,15 @@ def _note_differences(
 )
 def test_every_architecture_compiles(name: str, params: dict[str, Any], window: int) -> None:
     network = build(name, params, window).eval().requires_grad_(False)
-    other = compiled(network, torch.randn(2 * BLOCK_WINDOWS + 1, window))
+    samples = (window // 2,) * 2 if network.answers_for else (window // 2, window - 1)
+    other = compiled(network, torch.randn(2 * BLOCK_WINDOWS + 1, window), samples)
     assert other.answers_for == network.answers_for
     with torch.inference_mode():
         for size in SIZES:
             mains = torch.randn(size, window)
-            for said, expected in zip(other(mains), network(mains), strict=True):
+            answers = zip(other.at(mains, samples), network.at(mains, samples), strict=True)
+            windows = zip(other(mains), network(mains), strict=True)
+            for said, expected in (*answers, *windows):
                 torch.testing.assert_close(said, expected, rtol=0, atol=LOGIT_TOLERANCE, equal_nan=True)
 
 
@@ -132,9 +136,9 @@ def test_a_window_gets_the_same_bits_alone_and_behind_a_block(published: Any) ->
 def test_a_network_that_says_something_else_is_refused(published: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     exported = openvino_network._onnx
 
-    def perturbed(network: SequenceModel, window: int) -> Any:
-        other = copy.deepcopy(network)
-        other.heads.bias[0] += 2 * LOGIT_TOLERANCE  # type: ignore[union-attr, operator, index]
+    def perturbed(function: Any, window: int) -> Any:
+        other = copy.deepcopy(function)
+        other._network.heads.bias += 2 * LOGIT_TOLERANCE
         return exported(other, window)
 
     monkeypatch.setattr(openvino_network, "_onnx", perturbed)
@@ -147,17 +151,17 @@ def test_a_network_that_says_something_else_is_refused(published: Any, monkeypat
 @pytest.mark.parametrize("size", [1, BLOCK_WINDOWS])
 def test_both_compiled_shapes_are_compared(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     network = build("TemporalPoolingUNet", {"channels": [8, 16]}, 64).eval().requires_grad_(False)
-    honest = OpenVinoNetwork.forward
+    honest = OpenVinoNetwork.at
 
-    def wrong_in_one_shape(self: OpenVinoNetwork, mains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        on_logit, power_w = honest(self, mains)
+    def wrong_in_one_shape(self: Any, mains: torch.Tensor, samples: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        on_logit, power_w = honest(self, mains, samples)
         if (len(mains) >= BLOCK_WINDOWS) == (size == BLOCK_WINDOWS):
             power_w[0, 0] += 2 * POWER_TOLERANCE_W
         return on_logit, power_w
 
-    monkeypatch.setattr(OpenVinoNetwork, "forward", wrong_in_one_shape)
+    monkeypatch.setattr(OpenVinoNetwork, "at", wrong_in_one_shape)
     with pytest.raises(ArtifactRefused, match="power_w differs") as refused:
-        compiled(network, torch.randn(BLOCK_WINDOWS + 1, 64))
+        compiled(network, torch.randn(BLOCK_WINDOWS + 1, 64), SAMPLES)
     assert refused.value.reason is ArtifactRefusal.ENGINE_MISMATCH
 
 
@@ -165,10 +169,10 @@ def test_both_compiled_shapes_are_compared(monkeypatch: pytest.MonkeyPatch, size
 def test_an_answer_that_is_no_number_is_a_mismatch(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     network = build("TemporalPoolingUNet", {"channels": [8, 16]}, 64).eval().requires_grad_(False)
     monkeypatch.setattr(
-        OpenVinoNetwork, "forward", lambda self, mains: (torch.full_like(mains, value), torch.zeros_like(mains))
+        OpenVinoNetwork, "at", lambda self, mains, _: (torch.full((len(mains), 2), value), torch.zeros(len(mains), 2))
     )
     with pytest.raises(ArtifactRefused, match="differs from torch's by inf"):
-        compiled(network, torch.randn(2, 64))
+        compiled(network, torch.randn(2, 64), SAMPLES)
 
 
 def test_a_network_that_openvino_does_not_take(published: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +188,8 @@ def test_a_network_that_openvino_does_not_take(published: Any, monkeypatch: pyte
 
 def test_it_computes_in_float32_on_one_thread_of_no_chosen_core() -> None:
     """bfloat16 is its default where the CPU has it, and a pinned thread would share its core with every replica's."""
-    network = OpenVinoNetwork(build("TemporalPoolingUNet", {"channels": [8, 16]}, 64).eval(), 64)
-    for one in network._compiled.values():
+    network = OpenVinoNetwork(build("TemporalPoolingUNet", {"channels": [8, 16]}, 64).eval(), 64, SAMPLES)
+    for one in network._answers.compiled.values():
         assert one.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
         assert one.get_property("INFERENCE_NUM_THREADS") == 1
         assert one.get_property("NUM_STREAMS") == 1
@@ -320,7 +324,7 @@ def test_loading_again_and_again_takes_no_more_memory() -> None:
 
     def resident_mb(loads: int) -> float:
         for _ in range(loads):
-            compiled(network, torch.zeros(2, 64))
+            compiled(network, torch.zeros(2, 64), SAMPLES)
         gc.collect()
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
