@@ -125,9 +125,10 @@ def compiled(network: SequenceModel, mains: Tensor, samples: Sequence[int]) -> O
     Compared in blocks and one by one.
     Raises `ArtifactRefused`.
     """
-    other = OpenVinoNetwork(network, mains.shape[1], samples)
     with torch.inference_mode():
         expected = network.at(mains, samples)
+    other = OpenVinoNetwork(network, mains.shape[1], samples)
+    with torch.inference_mode():
         _compare(expected, other.at(mains, samples))
         for row in range(len(mains)):
             part = slice(row, row + 1)

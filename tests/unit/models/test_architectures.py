@@ -10,6 +10,7 @@ from models.architectures import ArchitectureError, Ensemble, build, names
 from models.architectures.base import with_difference
 from models.architectures.ensemble import median
 from models.architectures.nilmformer import DiagonallyMaskedAttention
+from models.architectures.time_convolution import prepare_for_serving
 from models.attribution import Attribution
 from models.loader import load_verified
 from models.refusal import ArtifactRefusal, ArtifactRefused
@@ -276,7 +277,8 @@ def test_ensembles_that_make_no_sense_are_refused(params):
         ("Ensemble", {"member": "TemporalPoolingUNet", "members": 3, "member_params": {"channels": [8, 16]}}, 64),
     ],
 )
-def test_a_few_samples_are_those_of_the_whole_window(name, params, window):
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_few_samples_are_those_of_the_whole_window(name, params, window, prepared):
     """At every sample: near the window's ends, next to each other, and where slices begin at odd samples."""
     torch.manual_seed(5)
     network = build(name, params, window).eval().requires_grad_(False)
@@ -286,6 +288,12 @@ def test_a_few_samples_are_those_of_the_whole_window(name, params, window):
             module.running_var.uniform_(0.5, 2.0)
     mains = torch.randn(3, window)
     whole = network(mains)
+    if prepared:
+        prepare_for_serving(network)
+        norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+        assert bool(norms) is (name == "NILMFormer")  # whose norms follow no convolution
+        for said, expected in zip(network(mains), whole, strict=True):
+            torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-4)
     for sample in range(window):
         for other in (sample, window - 1 - sample, (sample + 1) % window, 0, window - 1):
             for said, expected in zip(network.at(mains, (sample, other)), whole, strict=True):
