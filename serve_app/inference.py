@@ -31,12 +31,14 @@ from serve_app.problems import FieldError, Problem, Problems
 _logger = logging.getLogger(LOGGER_NAME)
 MAX_ATTEMPTS = 3
 """Inference has no effects, so a call lost with its replica is made again; more would only add load."""
-CALL_SAMPLES = 256 * 1024
-"""Of one call: 1 MiB of float32, a quarter of the longest message that a replica takes."""
-CALLS_PER_REPLICA = 4
-"""In flight from here. The replica puts all that is there into one pass, so a small call ahead of a large one costs
-nothing; with two in flight the model waited for the large one."""
-WAITING_WINDOWS = 1024
+CALL_SAMPLES = 64 * 1024
+"""Of one call: two full batches of windows of 512 samples, so that nobody waits long for who came just before."""
+CALLS_PER_REPLICA = 1
+"""In flight from here: what comes meanwhile is the next call, and costs the model less in one pass than in four."""
+LATE_S = 0.25
+"""Several times what a call takes. One that takes longer, because a canary hangs, keeps nobody waiting."""
+SPARE_CALLS = 3
+WAITING_WINDOWS = 2048
 """A second's work for one replica at most; who came later would only wait for a refusal."""
 
 
@@ -50,6 +52,8 @@ class ModelClient:
             CALL_SAMPLES,
             size_of=lambda request: len(request.window_kw),
             at_once=lambda: CALLS_PER_REPLICA * max(1, replicas()),
+            spare=SPARE_CALLS,
+            late_s=LATE_S,
             limit=WAITING_WINDOWS,
         )
 

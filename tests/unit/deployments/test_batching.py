@@ -160,3 +160,32 @@ async def test_only_so_many_may_wait() -> None:
         work.batcher.put(3)
     work.open.set()
     assert await asyncio.gather(*running, *waiting) == [0, 2, 4]
+
+
+async def test_a_batch_that_runs_late_gives_its_place_to_spare_ones_and_takes_it_back() -> None:
+    work = Work(spare=2, late_s=0.05)
+    work.open.clear()
+    futures = work.submit(0)
+    await turns()
+    futures += work.submit(1)
+    await turns()
+    assert work.batches == [[0]]
+    await asyncio.sleep(0.1)  # nothing is put meanwhile
+    assert work.batches == [[0], [1]]
+    futures += work.submit(2)
+    await asyncio.sleep(0.1)
+    assert work.batches == [[0], [1], [2]]
+    futures += work.submit(3)
+    await asyncio.sleep(0.15)
+    assert work.batches == [[0], [1], [2]]  # all spare ones are late, too
+    work.open.set()
+    assert await asyncio.gather(*futures) == [0, 2, 4, 6]
+    work.open.clear()
+    futures = []
+    for n in range(4, 7):
+        futures += work.submit(n)
+        await turns()
+    assert work.batches[4:] == [[4]]  # one at a time again
+    work.open.set()
+    await asyncio.gather(*futures)
+    assert work.batches[4:] == [[4], [5, 6]]
