@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,15 +14,16 @@ from starlette.responses import Response
 
 from serve_app.access.address_limit import AddressLimitMiddleware
 from serve_app.access.client_address import ClientAddresses
-from serve_app.admission import AdmissionMiddleware
+from serve_app.admission import Admission, AdmissionMiddleware
 from serve_app.bodies import json_pointer
+from serve_app.door import Door, Refusals
 from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, problem_reply
 from serve_app.openapi import DocumentedAPI
 from serve_app.problems import FieldError, Problem, Problems, from_framework_status
 from serve_app.request_limits import RequestLimitMiddleware
 from serve_app.routes import admin, analytics, health, inference, ingest, models
 from serve_app.services import Services
-from serve_app.settings import Environment
+from serve_app.settings import Environment, Settings
 
 BODY_LIMIT_BYTES = 256 * 1024
 API_PREFIX = "/api"
@@ -94,25 +96,26 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         exempt_paths=_everywhere(PROBE_PATHS),
         logger=services.logger,
     )
-    app.add_middleware(
-        AdmissionMiddleware,
-        limit=settings.max_requests_in_flight,
-        exempt_paths=_everywhere((*PROBE_PATHS, METRICS_PATH)),
-    )
+    admission = Admission(settings.max_requests_in_flight, _everywhere((*PROBE_PATHS, METRICS_PATH)))
+    app.add_middleware(AdmissionMiddleware, admission=admission)
     app.add_middleware(
         RequestContextMiddleware,
         timeout_s=settings.request_timeout_s,
         metrics=services.metrics,
         logger=services.logger,
     )
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=settings.cors_origin_list,
-        allow_methods=["GET", "POST"],
-        allow_headers=ALLOWED_HEADERS,
-        expose_headers=EXPOSED_HEADERS,
-    )
+    app.add_middleware(CORSMiddleware, **_cors(settings))
+    Door.guard(admission, Refusals(admission, services.metrics, services.logger), **_cors(settings))
     return app
+
+
+def _cors(settings: Settings) -> dict[str, Any]:
+    return {
+        "allow_origins": settings.cors_origin_list,
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ALLOWED_HEADERS,
+        "expose_headers": EXPOSED_HEADERS,
+    }
 
 
 def _everywhere(paths: Iterable[str]) -> frozenset[str]:

@@ -101,7 +101,7 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        context = _new_context(headers, self._timeout_s)
+        context = new_context(headers, self._timeout_s)
         scope["nilm.context"] = context
         status = 500
         started = False
@@ -111,7 +111,7 @@ class RequestContextMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_reply_headers(scope, context, message["headers"])]
+                message["headers"] = [*message["headers"], *reply_headers(scope, context, message["headers"])]
             await send(message)
 
         try:
@@ -154,7 +154,7 @@ class RequestContextMiddleware:
         self._logger.log(level, "request", extra={"fields": fields})
 
 
-def _reply_headers(
+def reply_headers(
     scope: Scope, context: RequestContext, present: Iterable[tuple[bytes, bytes]]
 ) -> Iterator[tuple[bytes, bytes]]:
     """What every reply says besides what its route said."""
@@ -179,7 +179,7 @@ def _hex_digits(count: int) -> str:
     return f"{random.getrandbits(4 * count):0{count}x}"
 
 
-def _new_context(headers: Headers, timeout_s: float) -> RequestContext:
+def new_context(headers: Headers, timeout_s: float) -> RequestContext:
     offered = headers.get("x-request-id", "")
     request_id = offered if REQUEST_ID.fullmatch(offered) else _hex_digits(32)
     trace = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
