@@ -31,8 +31,8 @@ from serve_app.problems import FieldError, Problem, Problems
 _logger = logging.getLogger(LOGGER_NAME)
 MAX_ATTEMPTS = 3
 """Inference has no effects, so a call lost with its replica is made again; more would only add load."""
-CALL_SAMPLES = 64 * 1024
-"""Of one call: two full batches of windows of 512 samples, so that nobody waits long for who came just before."""
+CALL_SAMPLES = 32 * 1024
+"""Of one call: a full batch of windows of 512 samples. While the model runs one, the ingress handles the one before."""
 CALLS_PER_REPLICA = 1
 """In flight from here: what comes meanwhile is the next call, and costs the model less in one pass than in four."""
 LATE_S = 0.25
