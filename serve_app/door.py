@@ -37,15 +37,15 @@ class Refusals:
         self._headers = [(name, value) for name, value in response.raw_headers if name != b"content-length"]
         body = bytes(response.body)
         self._before, rest = body.split(json.dumps(_INSTANCE).encode())
-        self._between, self._after = rest.split(json.dumps(_REQUEST_ID).encode())
+        self._between, self._after = rest.split(_REQUEST_ID.encode())
         self._refused = 0
         self._logged_s = -LOG_EVERY_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = new_context(Headers(scope=scope), 0.0)
-        instance, request_id = json.dumps(scope["path"]).encode(), json.dumps(context.request_id).encode()
+        instance, request_id = json.dumps(scope["path"], ensure_ascii=False).encode(), context.request_id.encode()
         body = b"".join((self._before, instance, self._between, request_id, self._after))
-        headers = [(b"content-length", b"%d" % len(body)), *self._headers]
+        headers = [(b"content-length", b"%d" % len(body)), (b"x-request-id", request_id), *self._headers]
         headers += reply_headers(scope, context, headers)
         await send({"type": "http.response.start", "status": self._status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

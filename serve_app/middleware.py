@@ -112,6 +112,10 @@ class RequestContextMiddleware:
                 started = True
                 status = message["status"]
                 message["headers"] = [*message["headers"], *reply_headers(scope, context, message["headers"])]
+                if headers.get("x-request-id") != context.request_id:
+                    # Serve gives every request an id and appends it to the reply itself; twice the same header would
+                    # reach a browser as one value "id, id".
+                    message["headers"].append((b"x-request-id", context.request_id.encode()))
             await send(message)
 
         try:
@@ -157,11 +161,7 @@ class RequestContextMiddleware:
 def reply_headers(
     scope: Scope, context: RequestContext, present: Iterable[tuple[bytes, bytes]]
 ) -> Iterator[tuple[bytes, bytes]]:
-    """What every reply says besides what its route said."""
-    if Headers(scope=scope).get("x-request-id") != context.request_id:
-        # Serve's proxy gives every request an id and appends it to the reply itself; twice the same header would
-        # reach a browser as one value "id, id".
-        yield b"x-request-id", context.request_id.encode()
+    """What every reply says besides what its route said and its id."""
     yield b"traceparent", f"00-{context.trace_id}-{_hex_digits(16)}-01".encode()
     if context.stages_ms:
         yield b"server-timing", context.server_timing().encode()
