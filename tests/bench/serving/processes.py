@@ -113,7 +113,15 @@ def spent_s(before: Mapping[int, Usage], after: Mapping[int, Usage]) -> dict[str
 
 def memory_mb(root: int) -> float:
     """Resident memory of a system: proportional set size, so that a page shared by processes counts once."""
-    return sum(_pss_kb(one.pid) for one in _tree_now(root)) / KB_PER_MB
+    return sum(memory_by_process_mb(root).values())
+
+
+def memory_by_process_mb(root: int) -> dict[str, float]:
+    """The same by name."""
+    found: dict[str, float] = defaultdict(float)
+    for one in _tree_now(root):
+        found[process_name(_command(one.pid))] += _pss_kb(one.pid) / KB_PER_MB
+    return dict(found)
 
 
 def processes_of(root: int) -> list[int]:

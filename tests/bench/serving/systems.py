@@ -141,8 +141,8 @@ def _wait(cluster: RayCluster, give_up_s: float, done: Callable[[], bool]) -> No
         time.sleep(POLL_S)
 
 
-def _this_system(serve_mode: Mapping[str, str]) -> Start:
-    """The service as `nilm run` starts it in development, with Serve as `serve_mode` says.
+def this_system(serve_mode: Mapping[str, str], ingresses: int | None = None) -> Start:
+    """The service as `nilm run` starts it in development, with Serve as `serve_mode` says and that many ingresses.
 
     The rest of production needs an identity provider.
     """
@@ -150,7 +150,10 @@ def _this_system(serve_mode: Mapping[str, str]) -> Start:
     @contextmanager
     def start(folder: Path, model_version: str) -> Iterator[Running]:
         config = service_config(
-            folder / "serve_config.yaml", appliances=[APPLIANCE], plans={APPLIANCE: {"stable": model_version}}
+            folder / "serve_config.yaml",
+            ingresses=ingresses,
+            appliances=[APPLIANCE],
+            plans={APPLIANCE: {"stable": model_version}},
         )
         _keep_one_model_replica(config)
         with ExitStack() as stack:
@@ -180,8 +183,8 @@ SYSTEMS: Mapping[str, System] = {
         System("tuned", "tuned monolith, 2 workers", _baseline("tuned", _workers_serve(2)), ("msgspec", "uvloop")),
         System("litserve", "LitServe", _baseline("with_litserve", _healthy), ("litserve",)),
         System("serve", "Serve with defaults", plain_serve),
-        System("development", "this system, development", _this_system({})),
-        System("production", "this system, production", _this_system(PRODUCTION_MODE)),
+        System("development", "this system, development", this_system({})),
+        System("production", "this system, production", this_system(PRODUCTION_MODE)),
     )
 }
 COMPARED = ("naive", "tuned", "litserve", "serve", "production")
