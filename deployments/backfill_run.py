@@ -39,6 +39,9 @@ gets is what nobody else wants."""
 WORKER_RESTARTS = 5
 """Of a worker that dies; one that dies of its work would do so for ever."""
 
+WORKER_ENVIRONMENT = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
+"""A worker has no event loop, in which production mode would run the router of its handles."""
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -180,7 +183,11 @@ def run(
         fn_constructor_args=(application, request_id),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=WORKER_CPUS,
-        ray_remote_args_fn=lambda: {"max_restarts": WORKER_RESTARTS, "max_task_retries": WORKER_RESTARTS},
+        ray_remote_args_fn=lambda: {
+            "max_restarts": WORKER_RESTARTS,
+            "max_task_retries": WORKER_RESTARTS,
+            "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        },
     )
     try:
         for row in done.iter_rows():

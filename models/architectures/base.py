@@ -36,6 +36,12 @@ class SequenceModel(nn.Module, ABC):
 
     power_scale_w: Tensor
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls) and "at" not in vars(cls):
+            # An inherited `at` is short for another `forward`: what is served would not be what was trained.
+            cls.at = SequenceModel.at  # type: ignore[method-assign]
+
     def __init__(self) -> None:
         super().__init__()
         # One unit of the power head; training sets it to the appliance's typical power.

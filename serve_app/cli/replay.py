@@ -169,7 +169,8 @@ def _show(request_id: str, comparisons: list[Comparison]) -> None:
 
 
 def _figure(kw: float | None, sign: str = "") -> str:
-    return "-" if kw is None else f"{kw:{sign}.4f}"
+    # Plus zero: what rounds to nothing has no sign.
+    return "-" if kw is None else f"{round(kw, 4) + 0.0:{sign}.4f}"
 
 
 def _moment(time_ns: int) -> str:

@@ -10,6 +10,7 @@ from models.architectures import ArchitectureError, Ensemble, build, names
 from models.architectures.base import with_difference
 from models.architectures.ensemble import median
 from models.architectures.nilmformer import DiagonallyMaskedAttention
+from models.architectures.temporal_pooling_unet import TemporalPoolingUNet
 from models.architectures.time_convolution import prepare_for_serving
 from models.attribution import Attribution
 from models.loader import load_verified
@@ -300,3 +301,15 @@ def test_a_few_samples_are_those_of_the_whole_window(name, params, window, prepa
                 torch.testing.assert_close(said, expected[:, [sample, other]], rtol=1e-4, atol=1e-4)
     for said, expected in zip(network.at(mains, (1, 30, 31)), whole, strict=True):
         torch.testing.assert_close(said, expected[:, [1, 30, 31]], rtol=1e-4, atol=1e-4)
+
+
+def test_who_overrides_forward_alone_serves_what_it_says():
+    class Halved(TemporalPoolingUNet):
+        def forward(self, mains):
+            on_logit, power_w = super().forward(mains)
+            return on_logit, power_w / 2
+
+    network = Halved(input_window_size=64, channels=[8, 16]).eval()
+    mains = torch.randn(3, 64)
+    for said, expected in zip(network.at(mains, (3, 60)), network(mains), strict=True):
+        torch.testing.assert_close(said, expected[:, [3, 60]])
