@@ -47,7 +47,7 @@ async def store_three_and_leave_the_last(service: Any) -> None:
     await asyncio.gather(calls[-1], return_exceptions=True)
     service.store.release.set()
     await asyncio.gather(*calls[:-1])
-    await until(lambda: not waiting._waiting and not waiting._working)
+    await until(lambda: not waiting._waiting and not waiting._began)
 
 
 async def until(holds: Callable[[], bool]) -> None:
