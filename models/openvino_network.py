@@ -122,8 +122,7 @@ class OpenVinoNetwork(SequenceModel):
 def compiled(network: SequenceModel, mains: Tensor, samples: Sequence[int]) -> OpenVinoNetwork:
     """`network` on OpenVINO, once both say the same of normalised `mains` [n, W] at `samples`.
 
-    Compared in blocks and one by one.
-    Raises `ArtifactRefused`.
+    Compared in blocks and one by one. Raises `ArtifactRefused`.
     """
     with torch.inference_mode():
         expected = network.at(mains, samples)

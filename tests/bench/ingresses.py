@@ -10,16 +10,13 @@ nothing.
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 
-from models.registry import Registry
 from serve_app.cli.cluster import PRODUCTION_MODE
+from tests.bench.serving.alone import alone
 from tests.bench.serving.closed_loop import closed_loop
 from tests.bench.serving.processes import cpu_of, spent_s
-from tests.bench.serving.request_set import infer_requests
 from tests.bench.serving.spread import Spread, ratio
-from tests.bench.serving.systems import APPLIANCE, access_token, this_system
+from tests.bench.serving.systems import this_system
 
 WARM_S = 4.0
 
@@ -50,18 +47,11 @@ def main() -> None:
 
 def measure(ingresses: int, clients: int, seconds: float) -> tuple[float, float]:
     """Requests a second, and milliseconds of CPU of all processes for each."""
-    entry = Registry.load().active(APPLIANCE)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        requests_file = folder / "requests"
-        infer_requests(access_token(), APPLIANCE, entry.input_window_size).write(requests_file)
-        (folder / "system").mkdir()
-        start = this_system(PRODUCTION_MODE, ingresses)
-        with start(folder / "system", entry.model_version) as running:
-            closed_loop(running.url, requests_file, clients, WARM_S)
-            before = cpu_of(running.root_pid)
-            result = closed_loop(running.url, requests_file, clients, seconds)
-            cpu_s = sum(spent_s(before, cpu_of(running.root_pid)).values())
+    with alone(this_system(PRODUCTION_MODE, ingresses)) as (running, requests_file):
+        closed_loop(running.url, requests_file, clients, WARM_S)
+        before = cpu_of(running.root_pid)
+        result = closed_loop(running.url, requests_file, clients, seconds)
+        cpu_s = sum(spent_s(before, cpu_of(running.root_pid)).values())
     return result.per_second, 1000 * cpu_s / result.acknowledged
 
 

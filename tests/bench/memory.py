@@ -10,18 +10,15 @@ from the third on (least squares): before that buffers and caches fill. Asserts 
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 
-from models.registry import Registry
+from tests.bench.serving.alone import alone
 from tests.bench.serving.closed_loop import closed_loop
 from tests.bench.serving.open_loop import open_loop
 from tests.bench.serving.processes import memory_by_process_mb
-from tests.bench.serving.request_set import infer_requests
-from tests.bench.serving.systems import APPLIANCE, SYSTEMS, access_token
+from tests.bench.serving.systems import SYSTEMS
 
 CLIENTS = 64
 CAPACITY_S = 10.0
@@ -36,25 +33,19 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--share", type=float, default=0.8, help="of the capacity")
     chosen = arguments.parse_args()
-    entry = Registry.load().active(APPLIANCE)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        requests_file = folder / "requests"
-        infer_requests(access_token(), APPLIANCE, entry.input_window_size).write(requests_file)
-        (folder / "system").mkdir()
-        with SYSTEMS["production"].start(folder / "system", entry.model_version) as running:
-            closed_loop(running.url, requests_file, CLIENTS, CAPACITY_S / 2)  # warm
-            rate = chosen.share * closed_loop(running.url, requests_file, CLIENTS, CAPACITY_S).per_second
-            print(f"{rate:.0f} requests/s, {chosen.share:.0%} of the capacity", flush=True)
-            minutes, looks, answered, failures = [], [], 0, 0
-            began_s = time.monotonic()
-            while (at_min := (time.monotonic() - began_s) / 60) < chosen.minutes:
-                result = open_loop(running.url, requests_file, rate, STEP_S, seed=len(looks))
-                answered, failures = answered + result.acknowledged, failures + result.failures
-                minutes.append((time.monotonic() - began_s) / 60)
-                looks.append(memory_by_process_mb(running.root_pid))
-                if int(minutes[-1]) > int(at_min):
-                    print(f"{minutes[-1]:5.1f} min: {sum(looks[-1].values()):.0f} MB", flush=True)
+    with alone(SYSTEMS["production"].start) as (running, requests_file):
+        closed_loop(running.url, requests_file, CLIENTS, CAPACITY_S / 2)  # warm
+        rate = chosen.share * closed_loop(running.url, requests_file, CLIENTS, CAPACITY_S).per_second
+        print(f"{rate:.0f} requests/s, {chosen.share:.0%} of the capacity", flush=True)
+        minutes, looks, answered, failures = [], [], 0, 0
+        began_s = time.monotonic()
+        while (at_min := (time.monotonic() - began_s) / 60) < chosen.minutes:
+            result = open_loop(running.url, requests_file, rate, STEP_S, seed=len(looks))
+            answered, failures = answered + result.acknowledged, failures + result.failures
+            minutes.append((time.monotonic() - began_s) / 60)
+            looks.append(memory_by_process_mb(running.root_pid))
+            if int(minutes[-1]) > int(at_min):
+                print(f"{minutes[-1]:5.1f} min: {sum(looks[-1].values()):.0f} MB", flush=True)
     print(f"{answered} acknowledged, {failures} failed")
     report(minutes, looks)
 

@@ -10,18 +10,16 @@ was due. Asserts nothing.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
-from models.registry import Registry
+from tests.bench.serving.alone import alone
 from tests.bench.serving.closed_loop import closed_loop
 from tests.bench.serving.connections import Connections, Reply
 from tests.bench.serving.load import percentile
 from tests.bench.serving.open_loop import schedule
-from tests.bench.serving.request_set import http_requests, infer_requests
-from tests.bench.serving.systems import APPLIANCE, SYSTEMS, access_token
+from tests.bench.serving.request_set import http_requests
+from tests.bench.serving.systems import SYSTEMS
 
 CAPACITY_CLIENTS = 64
 CAPACITY_S = 10.0
@@ -39,18 +37,12 @@ def main() -> None:
     arguments.add_argument("--times", type=float, default=4.0, help="of the capacity")
     arguments.add_argument("--seconds", type=float, default=20.0, help="of overload")
     chosen = arguments.parse_args()
-    entry = Registry.load().active(APPLIANCE)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        requests_file = folder / "requests"
-        infer_requests(access_token(), APPLIANCE, entry.input_window_size).write(requests_file)
-        (folder / "system").mkdir()
-        with SYSTEMS["production"].start(folder / "system", entry.model_version) as running:
-            closed_loop(running.url, requests_file, CAPACITY_CLIENTS, CAPACITY_S / 2)  # warm
-            capacity = closed_loop(running.url, requests_file, CAPACITY_CLIENTS, CAPACITY_S).per_second
-            phases = (0.5 * capacity, CALM_S), (chosen.times * capacity, chosen.seconds), (0.5 * capacity, CALM_S)
-            host, port = running.url.removeprefix("http://").split(":")
-            replies, starts_s = send(http_requests(requests_file, f"{host}:{port}"), host, int(port), phases)
+    with alone(SYSTEMS["production"].start) as (running, requests_file):
+        closed_loop(running.url, requests_file, CAPACITY_CLIENTS, CAPACITY_S / 2)  # warm
+        capacity = closed_loop(running.url, requests_file, CAPACITY_CLIENTS, CAPACITY_S).per_second
+        phases = (0.5 * capacity, CALM_S), (chosen.times * capacity, chosen.seconds), (0.5 * capacity, CALM_S)
+        host, port = running.url.removeprefix("http://").split(":")
+        replies, starts_s = send(http_requests(requests_file, f"{host}:{port}"), host, int(port), phases)
     report(capacity, chosen.times, replies, starts_s)
 
 
