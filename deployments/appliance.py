@@ -31,11 +31,13 @@ from deployments.contracts import (
     InferenceRequest,
     InferenceResult,
 )
+from deployments.figures import ModelFigures
 from deployments.follower import Follower
 from deployments.forward import Call, Forward
 from deployments.registry_source import registry_source
 from deployments.rollout_contracts import Role
 from deployments.tally import Said, Tally
+from deployments.telemetry import Telemetry
 from deployments.versions import Serving, Versions
 
 MAX_BATCH_WINDOWS = 64
@@ -64,6 +66,9 @@ class ApplianceModel:
         self._appliance_id = appliance_id
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._tally = Tally(appliance_id)
+        telemetry = Telemetry()
+        self._figures = ModelFigures(telemetry, appliance_id, lambda: self._live)
+        self._counting = asyncio.create_task(telemetry.run())
         self._versions = Versions(appliance_id, registry_source(), self._device, self._begin)
         context = ray.get_runtime_context()
         replica = serve.get_replica_context().replica_id.unique_id
@@ -103,7 +108,6 @@ class ApplianceModel:
         """What this replica serves now."""
         serving = self._versions.current()
         entry = serving.stable.entry if serving else None
-        stats = self._stable.stats
         return ApplianceStatus(
             appliance_id=self._appliance_id,
             model_id=entry.model_id if entry else None,
@@ -115,9 +119,6 @@ class ApplianceModel:
             device=self._device,
             loading=self._follower.loading,
             nothing="" if entry else self._follower.nothing,
-            windows_total=stats.windows_total + self._canary.stats.windows_total,
-            batches_total=stats.batches_total + self._canary.stats.batches_total,
-            largest_batch=max(stats.largest_batch, self._canary.stats.largest_batch),
         )
 
     def check_health(self) -> None:
@@ -175,6 +176,7 @@ class ApplianceModel:
         if serving is None:
             return [InferenceRefused(InferenceRefusal.NO_MODEL, "no version is loaded") for _ in calls]
         results = await self._stable.run(serving.stable, calls)
+        self._figures.ran(Role.STABLE, serving.stable.entry.model_version, results)
         number = serving.directive.plan_number
         self._count(number, Role.STABLE, zip(calls, results, strict=True))
         shadow, plan = serving.models.get(Role.SHADOW), serving.directive.plan.shadow
@@ -205,6 +207,7 @@ class ApplianceModel:
                 self._logged_plan = number  # the counts say how often
             self._tally.failed(number, Role.CANARY, len(calls))
             return [None] * len(calls)
+        self._figures.ran(Role.CANARY, canary.entry.model_version, results)
         # Whoever gave up meanwhile is counted as a failure already.
         oldest = time.perf_counter() - CANARY_PATIENCE_S
         in_time = [(call, result) for call, result in zip(calls, results, strict=True) if call[1] > oldest]

@@ -119,9 +119,6 @@ class ApplianceStatus:
     loading: bool
     nothing: str
     """Why no version is loaded; empty when one is."""
-    windows_total: int
-    batches_total: int
-    largest_batch: int
 
     @property
     def ready(self) -> bool:
@@ -321,11 +318,6 @@ class StoreStatus:
     kind: str
     reachable: bool
     detail: str
-    queued: int
-    commits_total: int
-    records_total: int
-    failures_total: int
-    largest_commit: int
 
 
 @dataclass(frozen=True, slots=True)

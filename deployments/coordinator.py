@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from deployments.contracts import QuotaState, QuotaUse
+from deployments.figures import watch_rollouts
 from deployments.noticeboard import Answers, Heard, Noticeboard
 from deployments.quota_ledger import QuotaLedger
 from deployments.rollout_contracts import Offer, OfferOutcome, Orders, ReplicaReport, RolloutOverview
 from deployments.rollout_control import RolloutControl
 from deployments.rollout_journal import RolloutJournal
+from deployments.telemetry import Telemetry
 
 ANSWER_WAIT_S = 3.0
 """A replica answers from memory; one that needs longer is stuck."""
@@ -33,7 +35,9 @@ class Coordinator:
         self._ledger = QuotaLedger(requests_per_minute, redis_url=os.environ.get(REDIS_VARIABLE) or None)
         self._board = Noticeboard()
         self._rollouts = RolloutControl(appliances, RolloutJournal(persistence).note)
-        self._watching: asyncio.Task[None] | None = None
+        self._telemetry = Telemetry()
+        watch_rollouts(self._telemetry, self._rollouts.overview)
+        self._background: list[asyncio.Task[None]] = []
 
     async def report(self, uses: tuple[QuotaUse, ...]) -> tuple[QuotaState, ...]:
         """Counts what an ingress granted and says what is left, in the order of `uses`."""
@@ -61,8 +65,8 @@ class Coordinator:
 
     async def follow(self, report: ReplicaReport) -> Orders:
         """A replica of an appliance reports, and waits here for orders."""
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._rollouts.run())
+        if not self._background:
+            self._background = [asyncio.create_task(work) for work in (self._rollouts.run(), self._telemetry.run())]
         return await self._rollouts.follow(report)
 
     async def report_replica(self, report: ReplicaReport) -> None:

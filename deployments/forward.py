@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,24 +25,14 @@ Call = tuple[InferenceRequest, float]
 """A request, and when it arrived, by `time.perf_counter()`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardStats:
-    """Since the replica started."""
-
-    windows_total: int = 0
-    batches_total: int = 0
-    largest_batch: int = 0
-
-
 class Forward:
     """One thread: more would compete for the same core, and batches would be smaller."""
 
-    def __init__(self, name: str, stats: ForwardStats | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._running: asyncio.Future[Mapping[Attribution, ModelOutput]] | None = None
         self._began_s = 0.0
-        self.stats = stats or ForwardStats()
 
     @property
     def running_s(self) -> float:
@@ -56,8 +45,8 @@ class Forward:
         return self._running is not None and not self._running.done()
 
     def afresh(self) -> Forward:
-        """Another one, with a thread of its own: what runs in this one may never end. Goes on with its figures."""
-        return Forward(self._name, self.stats)
+        """Another one, with a thread of its own: what runs in this one may never end."""
+        return Forward(self._name)
 
     async def run(self, model: LoadedModel, calls: Sequence[Call]) -> list[InferenceResult]:
         """A result per call, in their order. Raises what the model raises."""
@@ -68,10 +57,6 @@ class Forward:
             block = np.ascontiguousarray([calls[i][0].window_kw for i in rows], dtype=np.float32)
             outputs = await self._predict(model, block)
             forward_ms = (time.perf_counter() - started) * 1000
-            before = self.stats
-            self.stats = ForwardStats(
-                before.windows_total + len(rows), before.batches_total + 1, max(before.largest_batch, len(rows))
-            )
             for position, i in enumerate(rows):
                 request, arrived = calls[i]
                 results[i] = _inference(

@@ -99,10 +99,6 @@ class GroupCommit:
         self._pinged_at = float("-inf")
         self._ping_failure: StoreUnavailable | None = None
         self._closing = False
-        self._commits_total = 0
-        self._records_total = 0
-        self._failures_total = 0
-        self._largest_commit = 0
 
     async def persist(
         self, record_set: RecordSet, known: Callable[[PersistResult], None] | None = None
@@ -188,7 +184,6 @@ class GroupCommit:
             outage = next((_as_outage(a) for a in answers if _is_unavailable(a)), None)
             for waiting, answer in zip(batch, answers, strict=True):
                 _answer(waiting, answer)
-            self._count(record_sets, answers)
         self._observer.committed(
             succeeded=outage is None, record_sets=len(batch), seconds=time.monotonic() - started_at
         )
@@ -198,16 +193,8 @@ class GroupCommit:
         else:
             self._fail_everything(batch, outage)
 
-    def _count(self, record_sets: Sequence[RecordSet], answers: Sequence[PersistResult]) -> None:
-        self._commits_total += 1
-        self._largest_commit = max(self._largest_commit, len(answers))
-        for record_set, answer in zip(record_sets, answers, strict=True):
-            if isinstance(answer, Persisted):
-                self._records_total += record_set.records
-
     def _fail_everything(self, batch: list[_Waiting], outage: StoreUnavailable) -> None:
         """Answer everyone now: who waits behind a dead store would only wait to learn the same."""
-        self._failures_total += 1
         logger.warning("commit of %d record sets failed: %s", len(batch), outage.detail)
         for waiting in (*batch, *self._queue):
             _answer(waiting, _unavailable(outage))
@@ -252,8 +239,13 @@ class GroupCommit:
         if self._breaker.outage is not None:
             raise self._breaker.outage
 
+    @property
+    def queued(self) -> int:
+        """Record sets that wait."""
+        return len(self._queue)
+
     async def status(self) -> StoreStatus:
-        """Figures, and whether the store is usable: known for a second at most, or asked for a second at most."""
+        """Whether the store is usable: known for a second at most, or asked for a second at most."""
         failure = self._breaker.outage
         if failure is None and time.monotonic() - self._pinged_at <= PING_TTL_S:
             failure = self._ping_failure
@@ -263,11 +255,6 @@ class GroupCommit:
             kind=self._store.kind,
             reachable=failure is None and not self._closing,
             detail=failure.detail if failure is not None else "",
-            queued=len(self._queue),
-            commits_total=self._commits_total,
-            records_total=self._records_total,
-            failures_total=self._failures_total,
-            largest_commit=self._largest_commit,
         )
 
     async def close(self) -> None:

@@ -2,11 +2,6 @@
 
 Bind it in the composition root with `Persistence.bind(store_config)`. It runs as exactly one replica, the old one
 stopped before the new one starts: an SQLite file has one owner, and Idempotency-Keys in flight are known here only.
-
-Metrics (Ray adds `deployment`, `replica` and `application`, and `_total` to counters):
-  nilm_store_commits_total{outcome="ok|failed"}
-  nilm_store_record_sets_total{result="persisted|replayed|unavailable|rejected|too_old|queue_full|deadline|claim_lost"}
-  nilm_store_commit_seconds, nilm_store_commit_record_sets
 """
 
 from __future__ import annotations
@@ -18,7 +13,6 @@ from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ray import serve
-from ray.serve import metrics
 
 from deployments import memory
 from deployments.contracts import (
@@ -27,17 +21,18 @@ from deployments.contracts import (
     Completion,
     KeyedRequest,
     NotPersisted,
-    Persisted,
     PersistFailure,
     PersistResult,
     RecordSet,
     StoredReply,
     StoreStatus,
 )
+from deployments.figures import StoreFigures
 from deployments.group_commit import GroupCommit
 from deployments.idempotency import KeyClaims, Start
 from deployments.journal_contracts import JournalEntry
 from deployments.stores import StoreConfig, StoreUnavailable, open_store
+from deployments.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
 RECALL_THREADS = 2
@@ -57,15 +52,17 @@ class PersistenceReplica:
     def __init__(self, store_config: StoreConfig) -> None:
         """Open the store. Raises StoreUnavailable when a SQLite file cannot be used."""
         self._store = open_store(store_config)
-        self._metrics = _Metrics()
+        telemetry = Telemetry()
+        self._figures = StoreFigures(telemetry, lambda: self._predictions.queued + self._readings.queued)
         # Two queues: a meter's upload of thousands of readings, or a bucket of readings that is missing, must not keep
         # predictions waiting.
-        self._predictions = GroupCommit(self._store, self._metrics)
-        self._readings = GroupCommit(self._store, self._metrics, readings=True)
+        self._predictions = GroupCommit(self._store, self._figures)
+        self._readings = GroupCommit(self._store, self._figures, readings=True)
         self._recalls = ThreadPoolExecutor(RECALL_THREADS, thread_name_prefix="store-reader")
         self._recall_failure: tuple[float, StoreUnavailable] | None = None
         self._claims = KeyClaims(self._recall)
         self._closed = False
+        self._counting = asyncio.create_task(telemetry.run())
         memory.settle()
 
     async def _recall(self, request: KeyedRequest) -> StoredReply | int | None:
@@ -136,7 +133,7 @@ class PersistenceReplica:
         match self._claims.start(claim):
             case Start.LOST:
                 lost = NotPersisted(PersistFailure.CLAIM_LOST, "another request runs under this key meanwhile")
-                self._metrics.answered(lost)
+                self._figures.answered(lost)
                 return lost
             case Start.RUNNING:
                 reply = await self._claims.outcome(claim)
@@ -175,40 +172,8 @@ class PersistenceReplica:
     async def _close(self) -> None:
         await self._readings.close()
         await self._predictions.close()
+        self._counting.cancel()  # passes on what it has
         await asyncio.get_running_loop().run_in_executor(None, self._store.close)
-
-
-class _Metrics:
-    """Turns what GroupCommit reports into Ray metrics."""
-
-    def __init__(self) -> None:
-        self._commits = metrics.Counter("nilm_store_commits", "Commits that ended.", ("outcome",))
-        self._record_sets = metrics.Counter("nilm_store_record_sets", "Record sets that were answered.", ("result",))
-        self._seconds = metrics.Histogram(
-            "nilm_store_commit_seconds",
-            "Time of one commit.",
-            boundaries=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10],
-        )
-        self._size = metrics.Histogram(
-            "nilm_store_commit_record_sets",
-            "Record sets of one commit.",
-            boundaries=[1, 2, 4, 8, 16, 32, 64, 256, 1024],
-        )
-
-    def committed(self, *, succeeded: bool, record_sets: int, seconds: float) -> None:
-        self._commits.inc(tags={"outcome": "ok" if succeeded else "failed"})
-        self._seconds.observe(seconds)
-        self._size.observe(record_sets)
-
-    def answered(self, result: PersistResult) -> None:
-        match result:
-            case Persisted():
-                label = "persisted"
-            case StoredReply():
-                label = "replayed"
-            case NotPersisted():
-                label = result.failure.value
-        self._record_sets.inc(tags={"result": label})
 
 
 Persistence = serve.deployment(

@@ -50,7 +50,9 @@ async def answer_once(
         first_ns = None if claim is None else claim.received_ns
         return await run(Call(principal, context, claim, received if first_ns is None else from_ns(first_ns)))
 
-    return await run_once(store, keyed, call)
+    reply = await run_once(store, keyed, call)
+    context.replayed = reply.replayed
+    return reply
 
 
 async def store_predictions(

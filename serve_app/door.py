@@ -49,7 +49,7 @@ class Refusals:
         headers += reply_headers(scope, context, headers)
         await send({"type": "http.response.start", "status": self._status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-        self._metrics.observe("refused", scope["method"], self._status, time.perf_counter() - context.started_s)
+        self._metrics.answered("refused", self._status, time.perf_counter() - context.started_s)
         self._log()
 
     def _log(self) -> None:

@@ -17,7 +17,8 @@ from serve_app.access.client_address import ClientAddresses
 from serve_app.admission import Admission, AdmissionMiddleware
 from serve_app.bodies import json_pointer
 from serve_app.door import Door, Refusals
-from serve_app.middleware import DOCS_PATH, RequestContextMiddleware, problem_reply
+from serve_app.metrics import watch
+from serve_app.middleware import API_PREFIX, DOCS_PATH, RequestContextMiddleware, problem_reply
 from serve_app.openapi import DocumentedAPI
 from serve_app.problems import FieldError, Problem, Problems, from_framework_status
 from serve_app.request_limits import RequestLimitMiddleware
@@ -26,7 +27,6 @@ from serve_app.services import Services
 from serve_app.settings import Environment, Settings
 
 BODY_LIMIT_BYTES = 256 * 1024
-API_PREFIX = "/api"
 ALLOWED_HEADERS = [
     "Authorization",
     "Content-Type",
@@ -106,6 +106,7 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
     )
     app.add_middleware(CORSMiddleware, **_cors(settings))
     Door.guard(admission, Refusals(admission, services.metrics, services.logger), **_cors(settings))
+    watch(services.telemetry, services, lambda: admission.in_flight)
     return app
 
 

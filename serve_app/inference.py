@@ -57,6 +57,11 @@ class ModelClient:
             limit=WAITING_WINDOWS,
         )
 
+    @property
+    def waiting(self) -> int:
+        """Windows that are not on their way yet."""
+        return self._calls.waiting
+
     async def run_window(
         self, building_id: str, window_kw: WindowKw, attribution: Attribution, deadline_s: float
     ) -> Inference:

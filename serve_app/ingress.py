@@ -9,15 +9,17 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
-from prometheus_client import disable_created_metrics
 from ray import serve
 
 from deployments import memory
+from deployments.nodes import nodes
 from deployments.registry_source import registry_source
+from deployments.telemetry import Telemetry
 from serve_app.access.cache_control import CacheControl, answers_of
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.wiring import build_grants, build_verifier
 from serve_app.catalogue import Catalogue
+from serve_app.exposition import Exposition
 from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
 from serve_app.inference import ModelClient
@@ -44,7 +46,6 @@ class Ingress:
         rollout: Any,
     ) -> None:
         # `rollout` talks to the coordinator by itself; it is named here so that Serve starts it.
-        disable_created_metrics()  # a `_created` twin of every counter would double the series for nothing
         settings = load_settings()
         replica = serve.get_replica_context().replica_id.unique_id
         logger = service_logger({"deployment": "ingress", "replica": replica})
@@ -57,7 +58,7 @@ class Ingress:
         known_models = KnownModels(registry_source().registry, logger)
         answering = {**answers_of(grants), **known_models.answering()}
         self._listener = Listener(coordinator, replica, answering, lambda: grants.invalidate(None), logger)
-        asker = Asker(coordinator, replica)
+        asker, telemetry = Asker(coordinator, replica), Telemetry()
         self._services = Services(
             settings=settings,
             verifier=build_verifier(settings),
@@ -70,7 +71,9 @@ class Ingress:
             predictor=Predictor(models, store, catalogue, grants),
             store=store,
             history=HistoryClient(history),
-            metrics=HttpMetrics(),
+            telemetry=telemetry,
+            metrics=HttpMetrics(telemetry),
+            exposition=Exposition(nodes, logger),
             logger=logger,
         )
 
@@ -82,7 +85,14 @@ class Ingress:
     async def _background(self) -> AsyncIterator[None]:
         # Not waited for: a provider that hangs must not keep this replica from starting; readiness tells meanwhile.
         known_models = self._services.known_models.run(self._catalogue.rollouts)
-        works = (self._catalogue.run(), self._listener.run(), known_models, self._services.verifier.start())
+        services = self._services
+        works = (
+            self._catalogue.run(),
+            self._listener.run(),
+            known_models,
+            services.verifier.start(),
+            services.telemetry.run(),
+        )
         tasks = [asyncio.create_task(work) for work in works]
         memory.settle()
         try:
@@ -91,6 +101,7 @@ class Ingress:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._services.quotas.close()
-            await self._services.verifier.aclose()
-            await self._services.grants.aclose()
+            await services.exposition.aclose()
+            await services.quotas.close()
+            await services.verifier.aclose()
+            await services.grants.aclose()

@@ -1,110 +1,96 @@
-"""What `GET /metrics` says, in the Prometheus text format, with closed label sets.
-
-HTTP figures are this ingress replica's own; the figures of models and store are asked from their deployments at
-scrape time. Each ingress owns its registry: the default one is process-wide and would mix two applications.
-"""
+"""What one ingress replica counts, with closed label sets: a client must not be able to make a series."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from deployments.telemetry import Labels, Telemetry
+from serve_app.access.quotas import Verdict
 
-from deployments.contracts import ApplianceStatus, StoreStatus
-from deployments.rollout_contracts import RolloutOverview, versions_by_role
+if TYPE_CHECKING:
+    from serve_app.services import Services
 
-_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-_METHODS = frozenset({"GET", "POST", "OPTIONS", "HEAD"})
+BOUNDS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+AVAILABILITY_TARGET = 0.999
+"""Of the requests that were ours to answer: everything but 5xx."""
+LATENCY_TARGET_S = 0.5
+"""Of `/infer`; a bound of the histogram, or nobody could count what was faster."""
+LATENCY_TARGET = 0.99
+"""Of the `/infer` that were answered with 2xx, within LATENCY_TARGET_S."""
 
 
 class HttpMetrics:
     """Requests by route template and status class; the path itself is never a label."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "nilm_http_requests",
-            "Requests answered",
-            ["route", "method", "status_class"],
-            registry=self.registry,
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._requests = telemetry.counter("nilm_http_requests", "Requests answered", "route", "status_class")
+        self._seconds = telemetry.histogram("nilm_http_request_seconds", "Time to answer", BOUNDS_S, "route")
+        self._stages = telemetry.histogram(
+            "nilm_stage_seconds", "Time of the stages of a request: auth, queue, infer, persist", BOUNDS_S, "stage"
         )
-        self._seconds = Histogram(
-            "nilm_http_request_seconds",
-            "Time to answer",
-            ["route"],
-            buckets=_BUCKETS_S,
-            registry=self.registry,
-        )
+        self._replays = telemetry.counter("nilm_idempotency_replays", "Replies that an earlier request had before")
+        self._quota_refusals = telemetry.counter("nilm_quota_refusals", "Requests refused with 429", "quota")
 
-        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+    def answered(
+        self,
+        route: str,
+        status: int,
+        seconds: float,
+        stages_ms: Mapping[str, float] | None = None,
+        verdicts: Iterable[Verdict] = (),
+    ) -> None:
+        """One answered request. `stages_ms`: milliseconds by stage; `verdicts`: of the quotas it counts against."""
+        self._requests.add(route, f"{status // 100}xx")
+        self._seconds.observe(seconds, route)
+        for stage, milliseconds in (stages_ms or {}).items():
+            self._stages.observe(milliseconds / 1000, stage)
+        for verdict in verdicts:
+            if not verdict.allowed:
+                self._quota_refusals.add(verdict.quota)
 
-    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count one answered request. Unknown methods share one label, or clients could invent series."""
-        known_method = method if method in _METHODS else "other"
-        series = (route, known_method, status // 100)
-        known = self._series.get(series)
-        if known is None:
-            requests = self._requests.labels(route, known_method, f"{status // 100}xx")
-            known = self._series[series] = (requests, self._seconds.labels(route))
-        known[0].inc()
-        known[1].observe(seconds)
-
-
-def render(
-    http: HttpMetrics, appliances: Iterable[ApplianceStatus], rollouts: RolloutOverview, store: StoreStatus | None
-) -> bytes:
-    """The whole exposition: HTTP, models, rollouts, store."""
-    registry = CollectorRegistry()
-    _add_rollouts(registry, rollouts)
-    ready = Gauge("nilm_appliance_ready", "1 when the appliance has a warm model", ["appliance"], registry=registry)
-    windows = Counter("nilm_windows", "Windows run by the replica asked", ["appliance"], registry=registry)
-    batches = Counter("nilm_batches", "Batches run by the replica asked", ["appliance"], registry=registry)
-    largest = Gauge("nilm_batch_windows_max", "Largest batch so far", ["appliance"], registry=registry)
-    for status in appliances:
-        ready.labels(status.appliance_id).set(float(status.ready))
-        windows.labels(status.appliance_id).inc(status.windows_total)
-        batches.labels(status.appliance_id).inc(status.batches_total)
-        largest.labels(status.appliance_id).set(status.largest_batch)
-    reachable = Gauge("nilm_store_reachable", "1 when the store can take a write", registry=registry)
-    reachable.set(float(store is not None and store.reachable))
-    if store is not None:
-        Gauge("nilm_store_queued", "Record sets waiting", registry=registry).set(store.queued)
-        Counter("nilm_store_commits", "Commits", registry=registry).inc(store.commits_total)
-        Counter("nilm_store_record_sets", "Record sets made durable", registry=registry).inc(store.records_total)
-        Counter("nilm_store_failures", "Record sets not stored", registry=registry).inc(store.failures_total)
-        Gauge("nilm_store_commit_record_sets_max", "Largest commit so far", registry=registry).set(store.largest_commit)
-    return generate_latest(http.registry) + generate_latest(registry)
+    def replayed(self) -> None:
+        """One reply was that of an earlier request with the same key."""
+        self._replays.add()
 
 
-_OF_VERSION = {
-    "windows": "Windows it ran since its plan began",
-    "errors": "Windows it failed at; the stable version answered instead",
-    "compared": "Windows that it and the stable version both ran",
-    "disagreements": "Compared windows on which one said on and the other off",
-    "dropped": "Windows there was no time to compare",
-}
+def watch(telemetry: Telemetry, services: Services, in_flight: Callable[[], int]) -> None:
+    """Adds what the parts of an ingress know of themselves. `in_flight`: requests that are being answered."""
 
+    catalogue = services.catalogue
 
-def _add_rollouts(registry: CollectorRegistry, rollouts: RolloutOverview) -> None:
-    """Versions are those that the configuration names, three an appliance at most: a closed set."""
-    of_version = {
-        name: Counter(f"nilm_version_{name}", text, ["appliance", "role", "version"], registry=registry)
-        for name, text in _OF_VERSION.items()
-    }
-    percent = Gauge("nilm_canary_percent", "Of the buildings, in the plan", ["appliance"], registry=registry)
-    demoted = Gauge("nilm_canary_demoted", "1 while a canary may not answer", ["appliance"], registry=registry)
-    refused = Gauge("nilm_rollout_refused", "1 while a plan was refused", ["appliance"], registry=registry)
-    for one in rollouts.appliances:
-        canary = one.active.plan.canary if one.active else None
-        percent.labels(one.appliance_id).set(canary.percent if canary else 0.0)
-        demoted.labels(one.appliance_id).set(float(one.active is not None and one.active.demoted is not None))
-        refused.labels(one.appliance_id).set(float(one.refused is not None))
-        versions = versions_by_role(one.active.plan) if one.active else {}
-        for role, counts in one.counts:
-            if role in versions:
-                for name, counter in of_version.items():
-                    counter.labels(one.appliance_id, role, versions[role]).inc(getattr(counts, name))
-    config = Gauge("nilm_rollout_config_refused", "1 while the configuration was not usable", registry=registry)
-    config.set(float(rollouts.refused_config is not None))
-    Counter("nilm_rollout_refusals", "Plans and configurations refused", registry=registry).inc(rollouts.refusals_total)
-    Counter("nilm_rollout_demotions", "Canaries demoted", registry=registry).inc(rollouts.demotions_total)
+    def appliances() -> dict[Labels, float]:
+        known = {name: catalogue.appliance(name) for name in catalogue.appliance_ids}
+        return {(name,): float(status is not None and status.ready) for name, status in known.items()}
+
+    def ready() -> dict[Labels, float]:
+        store = catalogue.store()
+        return {
+            ("tokens",): float(services.verifier.usable),
+            ("models",): min(appliances().values(), default=0.0),
+            ("store",): float(store is not None and store.reachable),
+        }
+
+    def waiting() -> dict[Labels, float]:
+        return {(name,): float(model.waiting) for name, model in services.predictor.appliances.items()}
+
+    def lookups() -> dict[Labels, float]:
+        stats = services.grants.stats()
+        return {("hit",): stats.hits, ("miss",): stats.misses}
+
+    def fetches() -> dict[Labels, float]:
+        stats = services.grants.stats()
+        return {("ok",): stats.fetches - stats.failures, ("failed",): stats.failures}
+
+    telemetry.gauge("nilm_ready", "1 while this part can be used, as far as this ingress knows", ready, "part")
+    telemetry.gauge("nilm_appliance_ready", "1 while the appliance has a warm model", appliances, "appliance")
+    telemetry.gauge("nilm_windows_waiting", "Windows that wait at this ingress for a model", waiting, "appliance")
+    telemetry.gauge("nilm_requests_in_flight", "Requests being answered", lambda: {(): in_flight()})
+    telemetry.totals("nilm_grants_lookups", "Questions what a caller may use", lookups, "result")
+    telemetry.totals("nilm_grants_fetches", "Questions to the source of grants", fetches, "outcome")
+    telemetry.totals(
+        "nilm_key_refreshes", "Fetches of the identity provider's keys", services.verifier.refreshes, "outcome"
+    )
+    telemetry.gauge("nilm_slo_availability_target_ratio", "Of the requests", lambda: {(): AVAILABILITY_TARGET})
+    telemetry.gauge("nilm_slo_latency_target_ratio", "Of the /infer answered with 2xx", lambda: {(): LATENCY_TARGET})
+    telemetry.gauge("nilm_slo_latency_target_seconds", "Within which they are", lambda: {(): LATENCY_TARGET_S})

@@ -38,6 +38,8 @@ SECURITY_HEADERS = {
 }
 """Replies are data: no browser may run, frame or sniff them. Which origins may read them is CORS' business."""
 _SECURITY_HEADERS = tuple((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
+API_PREFIX = "/api"
+"""Every route is served below it too."""
 DOCS_PATH = "/docs"
 """The one page that runs scripts; closed in production unless asked for."""
 
@@ -56,6 +58,8 @@ class RequestContext:
     labels: dict[str, str] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     """Of the quotas this request was counted against."""
+    replayed: bool = False
+    """An earlier request with the same Idempotency-Key got this reply."""
 
     def remaining_s(self) -> float:
         """Seconds until the deadline, never negative."""
@@ -139,7 +143,10 @@ class RequestContextMiddleware:
         route = scope.get("route")
         refused_before_routing = context.problem_code not in {None, Problems.NOT_FOUND.value.code}
         template = getattr(route, "path", None) or ("refused" if refused_before_routing else "unmatched")
-        self._metrics.observe(template, scope["method"], status, seconds)
+        self._metrics.answered(template.removeprefix(API_PREFIX), status, seconds, context.stages_ms, context.verdicts)
+        if context.replayed:
+            self._metrics.replayed()
+            context.labels["replayed"] = "true"
         fields: dict[str, object] = {
             "request_id": context.request_id,
             "trace_id": context.trace_id,

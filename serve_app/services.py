@@ -8,11 +8,13 @@ from typing import cast
 
 from starlette.requests import Request
 
+from deployments.telemetry import Telemetry
 from serve_app.access.cache_control import CacheControl
 from serve_app.access.grants import GrantCache
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
+from serve_app.exposition import Exposition
 from serve_app.history_client import HistoryClient
 from serve_app.known_models import KnownModels, Reload
 from serve_app.metrics import HttpMetrics
@@ -37,7 +39,9 @@ class Services:
     predictor: Predictor
     store: StoreClient
     history: HistoryClient
+    telemetry: Telemetry
     metrics: HttpMetrics
+    exposition: Exposition
     logger: logging.Logger
 
 

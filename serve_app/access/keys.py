@@ -139,6 +139,8 @@ class JwksCache:
         self._keys: dict[str, VerificationKey] = {}
         self._loaded_at = self._attempted_at = self._retry_at = -math.inf
         self._failed = False
+        self.fetched = self.failed = 0
+        """Fetches that ended well, and those that did not."""
         self._closed = False
         self._fetch: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -236,6 +238,7 @@ class JwksCache:
             _logger.log(logging.DEBUG if self._failed else logging.WARNING, "signing keys not readable: %s", reason)
         finally:
             self._failed = failed
+            self.fetched, self.failed = self.fetched + (not failed), self.failed + failed
             self._retry_at = self._clock() + self._timings.retry_s if failed else -math.inf
 
     async def _download(self) -> bytes:

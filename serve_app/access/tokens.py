@@ -65,6 +65,10 @@ class TokenVerifier:
         """Whether some token could pass now: a secret is set, or published keys are known and not too old."""
         return self._secret is not None or (self._keys is not None and self._keys.usable)
 
+    def refreshes(self) -> dict[tuple[str, ...], float]:
+        """Fetches of the published keys so far, by outcome; none where there are none to fetch."""
+        return {} if self._keys is None else {("ok",): self._keys.fetched, ("failed",): self._keys.failed}
+
     async def start(self) -> None:
         """Fetch the published keys, if there are any to fetch, and keep them fresh. Never raises for a failed fetch."""
         if self._keys is not None:

@@ -52,6 +52,7 @@ def announce(
         "",
         f"  Service      {config.local_url}",
         f"  Dashboard    {cluster.dashboard_url}  (its token: cat {shlex.quote(str(cluster.token_path))})",
+        f"  Metrics      {config.local_url}/metrics  (all replicas; Ray's own: http://127.0.0.1:{cluster.metrics_port}/metrics)",
         f"  Logs         {cluster.serve_logs}  (until it stops)",
         f"  Status       {serve} status",
         f"  New models   edit {config.path}, then: . {shlex.quote(str(shell_file))} && "

@@ -24,6 +24,8 @@ from serve_app.cli.preflight import free_port
 from serve_app.cli.processes import OWNER_VARIABLE, OwnedProcesses
 
 DEFAULT_DASHBOARD_PORT = 8265
+DEFAULT_METRICS_PORT = 8080
+"""Of the node's agent; also what KubeRay gives its nodes."""
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Windows and replies are kilobytes and mostly travel inline; Ray's default would claim 30 % of the memory."""
 
@@ -122,6 +124,7 @@ class RayCluster:
     data_dir: Path
     temp_dir: Path
     dashboard_port: int
+    metrics_port: int
     token_path: Path
     process: subprocess.Popen[bytes]
     owned: OwnedProcesses
@@ -134,11 +137,12 @@ class RayCluster:
         temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir="/tmp"))
         _remember_temp_dir(data_dir, temp_dir)
         environment = cluster_environment(base, data_dir, config_folder, temp_dir, token_path)
-        dashboard_port = free_port(DEFAULT_DASHBOARD_PORT)
+        dashboard_port, metrics_port = free_port(DEFAULT_DASHBOARD_PORT), free_port(DEFAULT_METRICS_PORT)
         command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.executable]
         command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0"]
         command += [f"--temp-dir={temp_dir}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+        command += [f"--metrics-export-port={metrics_port}"]
         # 0 lets the kernel choose; Ray would otherwise refuse every port above that lies in 10002-19999.
         command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         command += [f"--ray-client-server-port={free_port()}", "--disable-usage-stats", "--no-monitor"]
@@ -156,7 +160,7 @@ class RayCluster:
                 start_new_session=True,
             )
         owned = OwnedProcesses(data_dir, {process.pid})
-        return cls(data_dir, temp_dir, dashboard_port, token_path, process, owned)
+        return cls(data_dir, temp_dir, dashboard_port, metrics_port, token_path, process, owned)
 
     @property
     def address(self) -> str:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from serve_app import metrics
 from serve_app.access.scopes import Public, Requires, Scope
 from serve_app.schemas import problem_responses
 from serve_app.services import Services, services_of
@@ -56,10 +55,9 @@ async def health(services: Annotated[Services, Depends(services_of)]) -> dict[st
     dependencies=[Depends(Requires(Scope.METRICS))],
 )
 async def prometheus(services: Annotated[Services, Depends(services_of)]) -> Response:
-    """The Prometheus text format; credential: ADMIN_TOKEN as the bearer, or an admin's token."""
-    catalogue = services.catalogue
-    body = metrics.render(services.metrics, catalogue.appliances(), catalogue.rollouts(), catalogue.store())
-    return Response(body, media_type=CONTENT_TYPE_LATEST)
+    """Of all replicas on all nodes, in the Prometheus text format; credential: ADMIN_TOKEN as the bearer, or an
+    admin's token."""
+    return Response(await services.exposition.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _not_ready(services: Services) -> list[str]:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import itertools
 import random
-import re
 import shutil
 import statistics
 import time
@@ -27,7 +26,17 @@ import yaml
 from models.registry import Registry, RegistryEntry, registry_text
 from serve_app.cli.cluster import PRODUCTION_MODE
 from serve_app.demo.household import synthetic_household
-from tests.integration.service import ADMIN_TOKEN, ROOT, SECRET, Service, read_models, running_service, service_config
+from tests.integration.service import (
+    ADMIN_TOKEN,
+    FIGURES_LATE_S,
+    FRESH_FIGURES,
+    ROOT,
+    SECRET,
+    Service,
+    read_models,
+    running_service,
+    service_config,
+)
 
 A, B = "2.0.0", "2.0.1"
 """Two good versions of the kettle, of one network each: the second is the first under another name."""
@@ -191,12 +200,12 @@ class RolloutBench:
             await asyncio.sleep(0.1)
         return state
 
-    def of_version(self, name: str, role: str) -> float:
-        """The metric `nilm_version_<name>_total` of the kettle's version in that role."""
-        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-        text = httpx.get(f"{self.service.url}/metrics", headers=headers, timeout=30, trust_env=False).text
-        pattern = rf'^nilm_version_{name}_total{{appliance="kettle",role="{role}",version="[^"]+"}} (\S+)$'
-        return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
+    async def of_version(self, role: str) -> dict[str, float]:
+        """`nilm_version_windows` of the kettle's version in that role, as it is when this is called."""
+        await asyncio.sleep(FIGURES_LATE_S)
+        told = await asyncio.to_thread(self.service.figures)
+        names = ("compared", "dropped", "disagreements")
+        return {name: told.value("nilm_version_windows", appliance="kettle", role=role, what=name) for name in names}
 
     def rollout_status(self) -> tuple[str, str]:
         """What `serve status` says of the deployment that holds the rollout."""
@@ -232,7 +241,7 @@ def start_rollout_bench(folder: Path, **options: Any) -> Iterator[RolloutBench]:
             # One stays one, also after an overload: what is measured is what one replica's clients see.
             deployment["autoscaling_config"]["max_replicas"] = 1
     config.write_text(yaml.safe_dump(document, sort_keys=False))
-    environment = {"PYTHONPATH": str(ROOT), "MODEL_REGISTRY_URI": str(registry)}
+    environment = {"PYTHONPATH": str(ROOT), "MODEL_REGISTRY_URI": str(registry), **FRESH_FIGURES}
     # With Serve's defaults 40 requests a second fill two cores, and only queues are measured.
     with running_service(folder, config, PRODUCTION_MODE | environment) as service:
         yield RolloutBench(service, kettle_windows())

@@ -278,19 +278,18 @@ async def test_a_shadow_delays_nobody_and_goes_first_under_overload(bench: Rollo
                 await asyncio.sleep(SLICE_S)
                 p99[name] = quantile([one.took_s for one in buildings.between(start, time.monotonic())], 0.99)
             ratios.append(p99["with"] / p99["without"])
-        compared = await asyncio.to_thread(bench.of_version, "compared", "shadow")
-        dropped = await asyncio.to_thread(bench.of_version, "dropped", "shadow")
-        disagreements = await asyncio.to_thread(bench.of_version, "disagreements", "shadow")
+    before = await bench.of_version("shadow")
+    compared, dropped = before["compared"], before["dropped"]
     assert not failures(buildings.answers)
     assert compared > 0
-    assert disagreements == 0  # the shadow is the stable version under another name
+    assert before["disagreements"] == 0  # the shadow is the stable version under another name
     print(f"\nshadow at 1.0: p99 with over without, {ROUNDS} rounds: median {statistics.median(ratios):.2f}, "
           f"{min(ratios):.2f} to {max(ratios):.2f}; compared {compared:.0f} windows")  # fmt: skip
     spared_calm = dropped / (compared + dropped)
     async with load(bench, 20 * PER_SECOND) as crowd:
         await asyncio.sleep(SLICE_S)
-    after = [await asyncio.to_thread(bench.of_version, name, "shadow") for name in ("compared", "dropped")]
-    seen, spared = (now - then for now, then in zip(after, (compared, dropped), strict=True))
+    after = await bench.of_version("shadow")
+    seen, spared = (after[name] - before[name] for name in ("compared", "dropped"))
     print(f"overload: {len(crowd.answers)} answered, refused {sum(failures(crowd.answers).values())}; "
           f"the shadow saw {seen:.0f} windows and was spared {spared:.0f}; calm: {spared_calm:.0%}")  # fmt: skip
     # How much of its work the machine still had time for depends on the machine; that the shadow lost some, and

@@ -25,11 +25,16 @@ from serve_app.cli.announcement import SHELL_FILE_NAME
 from serve_app.cli.cluster import PRODUCTION_MODE, ray_token_path
 from serve_app.cli.processes import OwnedProcesses
 from serve_app.cli.serve_api import APPLICATIONS_PATH, ServeApi
+from tests.told import Told
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "integration-tests-only-" + "0" * 32
 ADMIN_TOKEN = "integration-tests-admin-token-of-more-than-32-characters"
 READY_TIMEOUT_S = 240.0
+FRESH_FIGURES = {"RAY_metrics_report_interval_ms": "1000"}
+"""For a service whose `/metrics` a test reads: Ray's agents are told each second instead of every ten."""
+FIGURES_LATE_S = 4.0
+"""Then; a replica passes on what it counted each second, and what others counted comes to it each second."""
 
 
 @dataclass
@@ -61,6 +66,13 @@ class Service:
         with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(f"SELECT * FROM prediction WHERE {where}")]  # noqa: S608
+
+    def figures(self) -> Told:
+        """What `GET /metrics` says."""
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        reply = httpx.get(f"{self.url}/metrics", headers=headers, timeout=30, trust_env=False)
+        assert reply.status_code == 200, reply.text
+        return Told(reply.text)
 
     def kill_everything(self) -> int:
         """SIGKILL to every process at once; returns how many there were."""

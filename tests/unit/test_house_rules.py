@@ -16,6 +16,7 @@ import pytest
 from fastapi import Depends, FastAPI
 from fastapi.routing import iter_route_contexts
 
+from deployments.telemetry import Telemetry
 from models.registry import Registry
 from serve_app.access.cache_control import CacheControl
 from serve_app.access.development_grants import DevelopmentGrants
@@ -24,6 +25,7 @@ from serve_app.access.quotas import SharedQuotas
 from serve_app.access.scopes import Public, Requires, Scope
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
+from serve_app.exposition import Exposition
 from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
 from serve_app.known_models import KnownModels, Reload
@@ -188,6 +190,7 @@ def app() -> Any:
     async def unreported(_: object) -> tuple[()]:
         return ()
 
+    telemetry = Telemetry()
     services = Services(
         settings=settings,
         verifier=TokenVerifier(issuer="nobody", secret="s" * 40, keys=None),
@@ -200,7 +203,9 @@ def app() -> Any:
         predictor=Predictor({}, StoreClient(None), catalogue, grants),
         store=StoreClient(None),
         history=HistoryClient(None),
-        metrics=HttpMetrics(),
+        telemetry=telemetry,
+        metrics=HttpMetrics(telemetry),
+        exposition=Exposition(list, logger),
         logger=logger,
     )
 

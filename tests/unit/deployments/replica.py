@@ -24,15 +24,19 @@ from deployments.batching import Batcher
 from deployments.blocks import InferenceBlock
 from deployments.comparison import Comparison
 from deployments.contracts import InferenceRequest, InferenceResult
+from deployments.figures import ModelFigures
 from deployments.forward import Call, Forward
 from deployments.rollout_contracts import Demotion, Directive, Role, VersionCounts
 from deployments.rollout_plan import Canary, GuardBounds, RolloutPlan, Shadow
 from deployments.tally import Tally
+from deployments.telemetry import Telemetry
 from deployments.versions import Serving, Versions
 from models.architectures import build
 from models.attribution import Attribution
 from models.loader import ModelOutput
 from models.source import RegistrySource
+from tests.told import Told
+from tests.unit.node_agent import NodeAgent
 
 WINDOW = 16
 FINAL_INDEX, PROVISIONAL_INDEX = 8, 14
@@ -131,6 +135,9 @@ class Kettle:
         self.model = model = ApplianceModel.__new__(ApplianceModel)
         model._appliance_id, model._device = "kettle", "cpu"
         model._tally = Tally("kettle")
+        self._agent = NodeAgent()
+        self._telemetry = Telemetry(self._agent.sink)
+        model._figures = ModelFigures(self._telemetry, "kettle", lambda: model._live)
         model._versions = Versions("kettle", RegistrySource(str(shelf.registry)), "cpu", model._begin)
         model._follower = SimpleNamespace(nothing="", loading=False)  # type: ignore[assignment]
         model._stable, model._canary = Forward("stable"), Forward("canary")
@@ -139,6 +146,11 @@ class Kettle:
         model._behind, model._logged = (0, 0.0), None
         model._stable_windows = Batcher(model._run_stable, MAX_BATCH_WINDOWS)
         model._canary_windows = Batcher(model._run_canary, MAX_BATCH_WINDOWS)
+
+    def told(self) -> Told:
+        """The figures, as `GET /metrics` would say them."""
+        self._telemetry.flush()
+        return self._agent.told()
 
     @property
     def versions(self) -> Versions:

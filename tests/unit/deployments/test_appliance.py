@@ -117,7 +117,22 @@ async def test_the_status_is_that_of_the_stable_version(kettle: Kettle, shelf: S
     assert status.artifact_sha256 == shelf.entries[0]["artifact_sha256"]
     assert (status.input_window_size, status.device, status.sample_period_s) == (WINDOW, "cpu", 60.0)
     assert status.sample_indices == {Attribution.FINAL: FINAL_INDEX, Attribution.PROVISIONAL: PROVISIONAL_INDEX}
-    assert (status.windows_total, status.batches_total, status.largest_batch) == (3, 2, 2)
+
+
+async def test_batches_are_counted_by_role_and_version(kettle: Kettle) -> None:
+    await deploy(kettle.versions, CANARY)
+    await kettle.stable(request(), request([1.0]), request())
+    await kettle.canary(request())
+    told = kettle.told()
+    kettle_stable = {"appliance": "kettle", "role": "stable"}
+    assert told.value("nilm_windows_total", **kettle_stable, version="1.0.0", outcome="answered") == 2
+    assert told.value("nilm_windows_total", **kettle_stable, version="1.0.0", outcome="refused") == 1
+    assert told.value("nilm_windows_total", appliance="kettle", role="canary", version="2.0.0", outcome="answered") == 1
+    assert told.value("nilm_batch_windows_sum", **kettle_stable) == 2
+    assert told.value("nilm_batch_windows_bucket", **kettle_stable, le="1") == 0
+    assert told.value("nilm_batch_windows_bucket", **kettle_stable, le="2") == 1
+    assert told.value("nilm_forward_seconds_count", **kettle_stable) == 1
+    assert told.value("nilm_replica_windows", appliance="kettle") == 0
 
 
 async def test_windows_are_counted_and_refused_ones_are_not(kettle: Kettle) -> None:

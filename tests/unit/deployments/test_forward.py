@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deployments.contracts import Inference, InferenceRefusal, InferenceRefused, InferenceResult, PowerInterval
-from deployments.forward import Forward, ForwardStats
+from deployments.forward import Forward
 from models.appliances import APPLIANCES
 from models.attribution import Attribution
 from models.loader import LoadedModel
@@ -78,13 +78,11 @@ async def test_each_bad_window_of_a_batch_fails_alone(forward: Forward, model: L
     assert (first.batch_size, first.aggregate_kw) == (2, good[FINAL_INDEX])
     assert isinstance(results[1], InferenceRefused)
     assert results[1].input_window_size == WINDOW
-    assert forward.stats == ForwardStats(windows_total=3, batches_total=2, largest_batch=2)
 
 
 async def test_a_batch_of_bad_windows_runs_nothing(forward: Forward, model: LoadedModel) -> None:
     results = await run(forward, model, request([1.0]), request([]))
     assert all(isinstance(result, InferenceRefused) for result in results)
-    assert forward.stats == ForwardStats()
 
 
 @pytest.mark.parametrize("field", ["predicted_w", "on_probability", "interval_w"])
@@ -212,7 +210,7 @@ async def test_a_pass_that_nobody_waits_for_is_still_running(
     gate.open.set()
     (result,) = await asyncio.wait_for(run(forward, model, request()), 5)
     assert isinstance(result, Inference)
-    assert (gate.passes, forward.busy, forward.stats.batches_total) == (2, False, 1)
+    assert (gate.passes, forward.busy) == (2, False)
 
 
 async def test_what_a_model_raises_is_raised_and_the_next_batch_is_another_chance(

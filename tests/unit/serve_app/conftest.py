@@ -47,6 +47,7 @@ from deployments.coordinator import Coordinator
 from deployments.idempotency import KeyClaims, Start
 from deployments.rollout_contracts import ApplianceRollout, Directive, RolloutOverview
 from deployments.rollout_plan import RolloutPlan
+from deployments.telemetry import Telemetry
 from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
 from serve_app.access.cache_control import CacheControl, answers_of
@@ -55,6 +56,7 @@ from serve_app.access.principal import Principal, Role
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.tokens import TokenVerifier
 from serve_app.catalogue import Catalogue
+from serve_app.exposition import Exposition
 from serve_app.history_client import HistoryClient
 from serve_app.http import build_http_app
 from serve_app.inference import ModelClient
@@ -67,6 +69,7 @@ from serve_app.services import Services
 from serve_app.settings import Environment, Settings
 from serve_app.store_client import StoreClient
 from tests.unit.handles import Method
+from tests.unit.node_agent import NodeAgent
 
 SECRET = "unit-test-secret-of-more-than-thirty-two-bytes"
 ISSUER = "https://project.supabase.test/auth/v1"
@@ -163,9 +166,6 @@ class FakeAppliance:
             device="cpu",
             loading=False,
             nothing=self.nothing,
-            windows_total=3,
-            batches_total=2,
-            largest_batch=2,
         )
 
 
@@ -250,11 +250,6 @@ class FakeStore:
             kind="sqlite",
             reachable=self.reachable,
             detail="",
-            queued=0,
-            commits_total=1,
-            records_total=len(self.stored),
-            failures_total=0,
-            largest_commit=1,
         )
 
 
@@ -449,6 +444,9 @@ async def start(
     source = grants or FixedGrants()
     cache = GrantCache(source)
     registry = Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path())
+    agent = NodeAgent()
+    telemetry = Telemetry(agent.sink)
+    agent.before_each = telemetry.flush
     asker, known_models = Asker(coordinator, REPLICA), KnownModels(lambda: registry, logger)
     services = Services(
         settings=configuration,
@@ -462,7 +460,9 @@ async def start(
         predictor=Predictor(models, StoreClient(store), catalogue, cache),
         store=StoreClient(store),
         history=HistoryClient(history or SimpleNamespace()),
-        metrics=HttpMetrics(),
+        telemetry=telemetry,
+        metrics=HttpMetrics(telemetry),
+        exposition=Exposition(lambda: [agent.node], logger, transport=agent),
         logger=logger,
     )
 

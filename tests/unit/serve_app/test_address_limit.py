@@ -11,6 +11,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.telemetry import Telemetry
 from serve_app.access.address_limit import AddressLimitMiddleware
 from serve_app.access.client_address import ClientAddresses
 from serve_app.access.quotas import Verdict
@@ -78,7 +79,9 @@ def app(quotas: FakeQuotas, behind: Behind) -> ASGIApp:
         exempt_paths=EXEMPT,
         logger=logging.Logger("limits"),
     )
-    return RequestContextMiddleware(limited, timeout_s=5, metrics=HttpMetrics(), logger=logging.Logger("limits"))
+    return RequestContextMiddleware(
+        limited, timeout_s=5, metrics=HttpMetrics(Telemetry()), logger=logging.Logger("limits")
+    )
 
 
 @pytest.fixture

@@ -37,9 +37,6 @@ def status(
         device="cpu",
         loading=False,
         nothing="",
-        windows_total=0,
-        batches_total=0,
-        largest_batch=0,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from deployments.contracts import NotPersisted, PersistFailure, RefusedVersion
 from serve_app.settings import Environment
+from tests.told import Told
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -203,26 +205,51 @@ async def test_metrics_keep_closed_labels_under_hostile_requests(service: Any) -
         await service.client.request(f"M{number}", path)
         await service.client.get(path)
     await service.infer()
-    text = (await service.client.get("/metrics", headers=SCRAPER)).text
-    labels = set(re.findall(r'(\w+)="([^"]*)"', text))
-    routes = {value for name, value in labels if name == "route"}
-    assert routes <= {"unmatched", "/infer", "/models/{model_id}", "/api/models/{model_id}"}
-    assert {value for name, value in labels if name == "method"} == {"GET", "POST", "other"}
-    assert {value for name, value in labels if name == "appliance"} == {"kettle", "microwave"}
-    assert {name for name, _ in labels} <= {"route", "method", "status_class", "le", "appliance"}
+    told = Told((await service.client.get("/metrics", headers=SCRAPER)).text)
+    assert told.labels("route") == {"unmatched", "/infer", "/models/{model_id}"}
+    assert told.labels("appliance") == {"kettle", "microwave"}
+    # Besides Ray's own labels, the route among them, and the bounds of histograms.
+    series = Counter((one.name, one.labels.get("route"), one.labels.get("le")) for one in told.samples)
+    assert max(series.values()) < 10
 
 
 async def test_metrics_say_what_happened(service: Any) -> None:
     await service.infer()
-    text = (await service.client.get("/api/metrics", headers=SCRAPER)).text
-    for sample in (
-        'nilm_http_requests_total{method="POST",route="/infer",status_class="2xx"} 1.0',
-        'nilm_http_request_seconds_count{route="/infer"} 1.0',
-        'nilm_appliance_ready{appliance="kettle"} 1.0',
-        'nilm_windows_total{appliance="kettle"} 3.0',
-        "nilm_store_reachable 1.0",
-    ):
-        assert sample in text
+    told = Told((await service.client.get("/api/metrics", headers=SCRAPER)).text)
+    assert told.value("nilm_http_requests_total", route="/infer", status_class="2xx") == 1
+    assert told.value("nilm_http_request_seconds_count", route="/infer") == 1
+    assert 0 < told.value("nilm_http_request_seconds_sum", route="/infer") < 5
+    for stage in ("auth", "queue", "infer", "persist"):
+        assert told.value("nilm_stage_seconds_count", stage=stage) == 1
+    assert told.value("nilm_appliance_ready", appliance="kettle") == 1
+    assert [told.value("nilm_ready", part=part) for part in ("tokens", "models", "store")] == [1, 1, 1]
+    assert told.value("nilm_windows_waiting", appliance="kettle") == 0
+    assert told.value("nilm_requests_in_flight") == 0  # who scrapes takes no room
+    assert told.value("nilm_grants_lookups_total", result="miss") == 1
+    assert told.value("nilm_grants_fetches_total", outcome="ok") == 1
+    assert told.value("nilm_slo_latency_target_seconds") == 0.5
+    assert told.value("nilm_metrics_nodes", state="answered") == 1
+
+
+async def test_metrics_say_what_is_not_ready(kit: Any) -> None:
+    async with kit.start(poll=False) as service:
+        told = Told((await service.client.get("/metrics", headers=SCRAPER)).text)
+    assert [told.value("nilm_ready", part=part) for part in ("tokens", "models", "store")] == [1, 0, 0]
+    assert told.value("nilm_appliance_ready", appliance="kettle") == 0
+
+
+async def test_metrics_count_replays_and_refusals_of_quotas(kit: Any) -> None:
+    async with kit.start(rate_limit_per_user=2) as service:
+        for _ in range(2):
+            reply = await service.infer(**{"Idempotency-Key": "once"})
+            assert reply.status_code == 200
+        assert (await service.infer()).status_code == 429
+        told = Told((await service.client.get("/metrics", headers=SCRAPER)).text)
+        lines = [line.get("replayed") for line in service.log if line.get("route") == "/infer"]
+    assert told.value("nilm_idempotency_replays_total") == 1
+    assert told.value("nilm_quota_refusals_total", quota="user") == 1
+    assert told.value("nilm_http_requests_total", route="/infer", status_class="4xx") == 1
+    assert lines == [None, "true", None]
 
 
 @pytest.mark.parametrize(
