@@ -28,7 +28,7 @@ ARG TORCH_INDEX_URL=""
 RUN pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "torch==2.13.0"
 
 COPY pyproject.toml ./
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + [one for extra in ('redis', 'backfill', 's3', 'gs', 'openvino') for one in p['optional-dependencies'][extra]]))" \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + [one for extra in ('redis', 'backfill', 'otlp', 's3', 'gs', 'openvino') for one in p['optional-dependencies'][extra]]))" \
         > /tmp/requirements.txt \
     && pip install --requirement /tmp/requirements.txt \
     && rm /tmp/requirements.txt

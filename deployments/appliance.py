@@ -38,6 +38,7 @@ from deployments.registry_source import registry_source
 from deployments.rollout_contracts import Role
 from deployments.tally import Said, Tally
 from deployments.telemetry import Telemetry
+from deployments.tracing import NS_PER_MS, Attributes, Tracing
 from deployments.versions import Serving, Versions
 
 MAX_BATCH_WINDOWS = 64
@@ -66,12 +67,13 @@ class ApplianceModel:
         self._appliance_id = appliance_id
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._tally = Tally(appliance_id)
-        telemetry = Telemetry()
-        self._figures = ModelFigures(telemetry, appliance_id, lambda: self._live)
-        self._counting = asyncio.create_task(telemetry.run())
         self._versions = Versions(appliance_id, registry_source(), self._device, self._begin)
         context = ray.get_runtime_context()
         replica = serve.get_replica_context().replica_id.unique_id
+        telemetry = Telemetry()
+        self._figures = ModelFigures(telemetry, appliance_id, lambda: self._live)
+        self._counting = asyncio.create_task(telemetry.run())
+        self._tracing = Tracing(appliance_id, replica)
         self._follower = Follower(
             coordinator, replica, context.get_node_id(), appliance_id, self._versions, self._tally
         )
@@ -177,6 +179,7 @@ class ApplianceModel:
             return [InferenceRefused(InferenceRefusal.NO_MODEL, "no version is loaded") for _ in calls]
         results = await self._stable.run(serving.stable, calls)
         self._figures.ran(Role.STABLE, serving.stable.entry.model_version, results)
+        self._trace(calls, results)
         number = serving.directive.plan_number
         self._count(number, Role.STABLE, zip(calls, results, strict=True))
         shadow, plan = serving.models.get(Role.SHADOW), serving.directive.plan.shadow
@@ -208,6 +211,7 @@ class ApplianceModel:
             self._tally.failed(number, Role.CANARY, len(calls))
             return [None] * len(calls)
         self._figures.ran(Role.CANARY, canary.entry.model_version, results)
+        self._trace(calls, results)
         # Whoever gave up meanwhile is counted as a failure already.
         oldest = time.perf_counter() - CANARY_PATIENCE_S
         in_time = [(call, result) for call, result in zip(calls, results, strict=True) if call[1] > oldest]
@@ -223,6 +227,20 @@ class ApplianceModel:
         for (_, arrived), result in ran:
             if isinstance(result, Inference):
                 self._tally.ran(plan, role, Said(result.predicted_w, result.on_probability), now - arrived)
+
+    def _trace(self, calls: list[Call], results: list[InferenceResult]) -> None:
+        """The stages here of those windows whose request is traced."""
+        now_ns = time.time_ns()
+        for (request, _), result in zip(calls, results, strict=True):
+            if request.trace is not None and isinstance(result, Inference):
+                said: Attributes = {
+                    "nilm.appliance": self._appliance_id,
+                    "nilm.model_version": result.model_version,
+                    "nilm.batch_windows": result.batch_size,
+                }
+                forward_began_ns = now_ns - int(result.forward_ms * NS_PER_MS)
+                self._tracing.past(request.trace, "queue", forward_began_ns, result.queue_ms, said)
+                self._tracing.past(request.trace, "forward", now_ns, result.forward_ms, said)
 
     def _compare(self, answered: Answered) -> None:
         if self._live > BUSY_WINDOWS:

@@ -24,6 +24,8 @@ class InferenceBlock:
     attributions: tuple[Attribution, ...]
     deadlines_s: tuple[float, ...]
     waiting: int
+    traces: tuple[str | None, ...] | None = None
+    """Left out when none of the requests is traced."""
 
     @classmethod
     def of(cls, requests: Sequence[InferenceRequest], waiting: int = 0) -> InferenceBlock:
@@ -35,11 +37,13 @@ class InferenceBlock:
             attributions=tuple(one.attribution for one in requests),
             deadlines_s=tuple(one.deadline_s for one in requests),
             waiting=waiting,
+            traces=tuple(one.trace for one in requests) if any(one.trace for one in requests) else None,
         )
 
     def requests(self) -> list[InferenceRequest]:
         """One per window, in their order; windows are views of the block."""
         ends = np.cumsum(self.lengths).tolist()
         windows = [self.windows_kw[end - length : end] for end, length in zip(ends, self.lengths, strict=True)]
-        rows = zip(self.building_ids, windows, self.deadlines_s, self.attributions, strict=True)
+        traces = self.traces or (None,) * len(windows)
+        rows = zip(self.building_ids, windows, self.deadlines_s, self.attributions, traces, strict=True)
         return [InferenceRequest(*row) for row in rows]

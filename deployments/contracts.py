@@ -35,6 +35,8 @@ class InferenceRequest:
     window_kw: WindowKw
     deadline_s: float
     attribution: Attribution = Attribution.FINAL
+    trace: str | None = None
+    """The `traceparent` of a request that is traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,8 @@ class RecordSet:
     completion: Completion | None = None
     readings: Readings | None = None
     journal_entry: JournalEntry | None = None
+    trace: str | None = None
+    """The `traceparent` of a request that is traced."""
 
     @property
     def records(self) -> int:

@@ -1,6 +1,6 @@
 """The metrics of the deployments, each with a closed set of labels; those of the ingress are in `serve_app.metrics`.
 
-Ray adds `application`, `deployment` and `replica`, and `_total` to counters.
+Ray adds `application`, `deployment` and `replica`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64)
 FORWARD_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 COMMIT_BOUNDS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 COMMIT_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 256, 1024)
-GUARDED = ("windows", "errors", "slow", "implausible", "compared", "disagreements", "dropped")
-"""What the guard judges a version by, see `VersionCounts`."""
+GUARDED = {
+    "windows": "Windows it ran",
+    "errors": "Windows it could not answer; the stable version did instead",
+    "slow": "Windows that took longer than the guard allows",
+    "implausible": "Windows with a power beyond the nameplate",
+    "compared": "Windows that the stable version ran as well",
+    "disagreements": "Compared windows on which one said on and the other off",
+    "dropped": "Windows there was no time to compare",
+}
+"""What the guard judges a version by, see `VersionCounts`; all since the plan began."""
 
 
 class ModelFigures:
@@ -84,14 +92,15 @@ def watch_rollouts(telemetry: Telemetry, overview: Callable[[], RolloutOverview]
     def of_appliances(value: Callable[..., float]) -> Callable[[], Mapping[Labels, float]]:
         return lambda: {(one.appliance_id,): value(one) for one in overview().appliances}
 
-    def counts() -> dict[Labels, float]:
-        return {
-            (one.appliance_id, str(role), name): float(getattr(of_role, name))
+    def of_versions(name: str) -> Callable[[], Mapping[Labels, float]]:
+        return lambda: {
+            (one.appliance_id, str(role)): float(getattr(counts, name))
             for one in overview().appliances
-            for role, of_role in one.counts
-            for name in GUARDED
+            for role, counts in one.counts
         }
 
+    for name, text in GUARDED.items():
+        telemetry.gauge(f"nilm_version_{name}", text, of_versions(name), "appliance", "role")
     telemetry.gauge(
         "nilm_canary_percent",
         "Of the buildings, in the plan",
@@ -115,14 +124,6 @@ def watch_rollouts(telemetry: Telemetry, overview: Callable[[], RolloutOverview]
         "1 while replicas prepare another plan",
         of_appliances(lambda one: float(one.preparing is not None)),
         "appliance",
-    )
-    telemetry.gauge(
-        "nilm_version_windows",
-        "Windows by what became of them, since the plan began",
-        counts,
-        "appliance",
-        "role",
-        "what",
     )
     telemetry.gauge(
         "nilm_rollout_config_refused",

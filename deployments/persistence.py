@@ -21,6 +21,7 @@ from deployments.contracts import (
     Completion,
     KeyedRequest,
     NotPersisted,
+    Persisted,
     PersistFailure,
     PersistResult,
     RecordSet,
@@ -33,6 +34,7 @@ from deployments.idempotency import KeyClaims, Start
 from deployments.journal_contracts import JournalEntry
 from deployments.stores import StoreConfig, StoreUnavailable, open_store
 from deployments.telemetry import Telemetry
+from deployments.tracing import Tracing
 
 logger = logging.getLogger("ray.serve")
 RECALL_THREADS = 2
@@ -62,6 +64,7 @@ class PersistenceReplica:
         self._recall_failure: tuple[float, StoreUnavailable] | None = None
         self._claims = KeyClaims(self._recall)
         self._closed = False
+        self._tracing = Tracing("persistence", "persistence")
         self._counting = asyncio.create_task(telemetry.run())
         memory.settle()
 
@@ -114,8 +117,13 @@ class PersistenceReplica:
         if record_set.readings is not None:
             return await self._readings.persist(record_set)
         if record_set.completion is None:
-            return await self._predictions.persist(record_set)
-        return await self._complete(record_set, record_set.completion)
+            result = await self._predictions.persist(record_set)
+        else:
+            result = await self._complete(record_set, record_set.completion)
+        if record_set.trace is not None and isinstance(result, Persisted):
+            said = {"nilm.commit_record_sets": result.commit_size}
+            self._tracing.past(record_set.trace, "commit", time.time_ns(), result.persist_ms, said)
+        return result
 
     async def record(self, entry: JournalEntry, deadline_s: float) -> PersistResult:
         """Make one entry of the journal durable, or say why it is not known to be; answers by its deadline.
@@ -173,6 +181,7 @@ class PersistenceReplica:
         await self._readings.close()
         await self._predictions.close()
         self._counting.cancel()  # passes on what it has
+        await asyncio.to_thread(self._tracing.close)
         await asyncio.get_running_loop().run_in_executor(None, self._store.close)
 
 

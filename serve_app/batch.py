@@ -73,6 +73,8 @@ async def _run(predictor: Predictor, items: Sequence[InferRequest], grants: Gran
                 np.asarray(items[n].window, dtype=np.float32),
                 call.context.deadline_s,
                 items[n].attribution,
+                # One window stands for all: a trace with hundreds of the same spans shows nothing.
+                call.context.trace_for_others if n == indices[0] else None,
             )
             for n in indices
         ]

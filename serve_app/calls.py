@@ -62,5 +62,6 @@ async def store_predictions(
     reply = Reply(response.model_dump_json().encode())
     completion = None if call.claim is None else Completion(call.claim, reply.body)
     with call.context.timed("persist"):
-        earlier = await store_reply(store, RecordSet(points, call.context.deadline_s, completion))
+        trace = call.context.trace_for_others
+        earlier = await store_reply(store, RecordSet(points, call.context.deadline_s, completion, trace=trace))
     return earlier or reply

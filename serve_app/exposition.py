@@ -3,8 +3,7 @@
 Replicas bring their figures to the Ray agent of their node (see `deployments.telemetry`); here the agents of all
 nodes are asked at the same time, within `TIMEOUT_S` and `MAX_NODE_BYTES` each, and what is ours is put together:
 Ray's prefix goes, gauges become the counters and histograms that they are, and of Ray's labels those stay that name a
-replica. A node
-that does not answer is missing, and `nilm_metrics_nodes{state="silent"}` says so.
+replica. A node that does not answer is missing, and `nilm_metrics_nodes{state="silent"}` says so.
 """
 
 from __future__ import annotations

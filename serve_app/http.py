@@ -102,6 +102,7 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         RequestContextMiddleware,
         timeout_s=settings.request_timeout_s,
         metrics=services.metrics,
+        tracing=services.tracing,
         logger=services.logger,
     )
     app.add_middleware(CORSMiddleware, **_cors(settings))

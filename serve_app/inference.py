@@ -63,10 +63,15 @@ class ModelClient:
         return self._calls.waiting
 
     async def run_window(
-        self, building_id: str, window_kw: WindowKw, attribution: Attribution, deadline_s: float
+        self,
+        building_id: str,
+        window_kw: WindowKw,
+        attribution: Attribution,
+        deadline_s: float,
+        trace: str | None = None,
     ) -> Inference:
-        """One window of a building. Raises Problem."""
-        request = InferenceRequest(building_id, window_kw, deadline_s, attribution)
+        """One window of a building; `trace`: the `traceparent` of a traced request. Raises Problem."""
+        request = InferenceRequest(building_id, window_kw, deadline_s, attribution, trace)
         (outcome,) = await self.run_windows([request])
         if isinstance(outcome, Problem):
             raise outcome

@@ -15,6 +15,7 @@ from deployments import memory
 from deployments.nodes import nodes
 from deployments.registry_source import registry_source
 from deployments.telemetry import Telemetry
+from deployments.tracing import Tracing
 from serve_app.access.cache_control import CacheControl, answers_of
 from serve_app.access.quotas import SharedQuotas
 from serve_app.access.wiring import build_grants, build_verifier
@@ -74,6 +75,7 @@ class Ingress:
             telemetry=telemetry,
             metrics=HttpMetrics(telemetry),
             exposition=Exposition(nodes, logger),
+            tracing=Tracing("ingress", replica, settings.traces_per_second),
             logger=logger,
         )
 
@@ -105,3 +107,4 @@ class Ingress:
             await services.quotas.close()
             await services.verifier.aclose()
             await services.grants.aclose()
+            await asyncio.to_thread(services.tracing.close)

@@ -17,7 +17,7 @@ AVAILABILITY_TARGET = 0.999
 LATENCY_TARGET_S = 0.5
 """Of `/infer`; a bound of the histogram, or nobody could count what was faster."""
 LATENCY_TARGET = 0.99
-"""Of the `/infer` that were answered with 2xx, within LATENCY_TARGET_S."""
+"""Of `/infer`, answered within LATENCY_TARGET_S."""
 
 
 class HttpMetrics:
@@ -56,7 +56,6 @@ class HttpMetrics:
 
 def watch(telemetry: Telemetry, services: Services, in_flight: Callable[[], int]) -> None:
     """Adds what the parts of an ingress know of themselves. `in_flight`: requests that are being answered."""
-
     catalogue = services.catalogue
 
     def appliances() -> dict[Labels, float]:
@@ -91,6 +90,6 @@ def watch(telemetry: Telemetry, services: Services, in_flight: Callable[[], int]
     telemetry.totals(
         "nilm_key_refreshes", "Fetches of the identity provider's keys", services.verifier.refreshes, "outcome"
     )
-    telemetry.gauge("nilm_slo_availability_target_ratio", "Of the requests", lambda: {(): AVAILABILITY_TARGET})
-    telemetry.gauge("nilm_slo_latency_target_ratio", "Of the /infer answered with 2xx", lambda: {(): LATENCY_TARGET})
-    telemetry.gauge("nilm_slo_latency_target_seconds", "Within which they are", lambda: {(): LATENCY_TARGET_S})
+    telemetry.gauge("nilm_slo_availability_target_ratio", "Of the requests, not answered with 5xx", lambda: {(): AVAILABILITY_TARGET})
+    telemetry.gauge("nilm_slo_latency_target_ratio", "Of the /infer", lambda: {(): LATENCY_TARGET})
+    telemetry.gauge("nilm_slo_latency_target_seconds", "Within which /infer is answered", lambda: {(): LATENCY_TARGET_S})

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.tracing import RequestTrace, Tracing
 from serve_app.access.quotas import Verdict, policy_header, state_header
 from serve_app.metrics import HttpMetrics
 from serve_app.problems import Problem, Problems, problem_response
@@ -58,6 +59,8 @@ class RequestContext:
     labels: dict[str, str] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     """Of the quotas this request was counted against."""
+    trace: RequestTrace | None = None
+    """Of a request that is traced."""
     replayed: bool = False
     """An earlier request with the same Idempotency-Key got this reply."""
 
@@ -69,10 +72,18 @@ class RequestContext:
     def timed(self, stage: str) -> Iterator[None]:
         """Adds the time spent inside to a stage, also when it ends in a failure."""
         started = time.perf_counter()
+        span = None if self.trace is None else self.trace.begin(stage)
         try:
             yield
         finally:
             self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + (time.perf_counter() - started) * 1000
+            if span is not None:
+                span.end()
+
+    @property
+    def trace_for_others(self) -> str | None:
+        """The `traceparent` for other deployments, of a request that is traced."""
+        return None if self.trace is None else self.trace.for_others
 
     def server_timing(self) -> str:
         """The Server-Timing header: milliseconds by stage."""
@@ -94,10 +105,13 @@ def problem_reply(scope: Scope, problem: Problem, instance: str | None = None) -
 class RequestContextMiddleware:
     """Gives each request its id, trace and deadline; logs and measures it; turns a crash into a plain 500."""
 
-    def __init__(self, app: ASGIApp, *, timeout_s: float, metrics: HttpMetrics, logger: logging.Logger) -> None:
+    def __init__(
+        self, app: ASGIApp, *, timeout_s: float, metrics: HttpMetrics, tracing: Tracing, logger: logging.Logger
+    ) -> None:
         self._app = app
         self._timeout_s = timeout_s
         self._metrics = metrics
+        self._tracing = tracing
         self._logger = logger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,6 +120,8 @@ class RequestContextMiddleware:
             return
         headers = Headers(scope=scope)
         context = new_context(headers, self._timeout_s)
+        if self._tracing.on:
+            self._begin_trace(headers, context)
         scope["nilm.context"] = context
         status = 500
         started = False
@@ -138,6 +154,12 @@ class RequestContextMiddleware:
         finally:
             self._finish(scope, context, status)
 
+    def _begin_trace(self, headers: Headers, context: RequestContext) -> None:
+        given = headers.get("traceparent", "")
+        context.trace = self._tracing.request(given if TRACEPARENT.fullmatch(given) else None)
+        if context.trace is not None:
+            context.trace_id = context.trace.trace_id
+
     def _finish(self, scope: Scope, context: RequestContext, status: int) -> None:
         seconds = time.perf_counter() - context.started_s
         route = scope.get("route")
@@ -161,6 +183,15 @@ class RequestContextMiddleware:
             fields["user_id"] = context.user_id
         if context.problem_code is not None:
             fields["code"] = context.problem_code
+        if context.trace is not None:
+            attributes = {
+                "http.request.method": scope["method"],
+                "http.route": template,
+                "http.response.status_code": status,
+                "nilm.request_id": context.request_id,
+                **{f"nilm.{name}": value for name, value in context.labels.items()},
+            }
+            context.trace.end(f"{scope['method']} {template}", attributes, failed=status >= 500)
         level = logging.ERROR if status == 500 else logging.WARNING if status > 500 else logging.INFO
         self._logger.log(level, "request", extra={"fields": fields})
 
@@ -169,7 +200,8 @@ def reply_headers(
     scope: Scope, context: RequestContext, present: Iterable[tuple[bytes, bytes]]
 ) -> Iterator[tuple[bytes, bytes]]:
     """What every reply says besides what its route said and its id."""
-    yield b"traceparent", f"00-{context.trace_id}-{_hex_digits(16)}-01".encode()
+    traced = context.trace
+    yield b"traceparent", (traced.traceparent if traced else f"00-{context.trace_id}-{_hex_digits(16)}-00").encode()
     if context.stages_ms:
         yield b"server-timing", context.server_timing().encode()
     if context.verdicts:

@@ -70,7 +70,9 @@ class Predictor:
         context = call.context
         window = np.asarray(body.window, dtype=np.float32)
         with context.timed("infer"):
-            inference = await model.run_window(body.building_id, window, body.attribution, context.deadline_s)
+            inference = await model.run_window(
+                body.building_id, window, body.attribution, context.deadline_s, context.trace_for_others
+            )
         context.stages_ms["queue"] = inference.queue_ms
         context.labels["appliance"] = body.appliance_id
         context.labels["model_version"] = inference.model_version
@@ -107,7 +109,7 @@ class Predictor:
             raise Problem(Problems.WINDOW_LENGTH, detail, [FieldError("/window", detail)])
         models_until_s = time.time() + context.remaining_s() * MODELS_SHARE
         with context.timed("infer"):
-            answers = await self._fan_out(plan, allowed, body, window, models_until_s)
+            answers = await self._fan_out(plan, allowed, body, window, models_until_s, context.trace_for_others)
         if not answers:
             raise Problem(Problems.MODEL_UNAVAILABLE, "No appliance model answered.", retry_after_s=5)
         instant = sample_time(body, call.received, plan.output_sample_index, plan.sample_period_s)
@@ -153,10 +155,11 @@ class Predictor:
         body: DisaggregateRequest,
         window: WindowKw,
         deadline_s: float,
+        trace: str | None,
     ) -> dict[str, Inference]:
         names = [name for name in plan.slices if name in allowed]
         calls = [
-            self.appliances[a].run_window(body.building_id, window[plan.slices[a]], body.attribution, deadline_s)
+            self.appliances[a].run_window(body.building_id, window[plan.slices[a]], body.attribution, deadline_s, trace)
             for a in names
         ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)

@@ -9,6 +9,7 @@ from typing import cast
 from starlette.requests import Request
 
 from deployments.telemetry import Telemetry
+from deployments.tracing import Tracing
 from serve_app.access.cache_control import CacheControl
 from serve_app.access.grants import GrantCache
 from serve_app.access.quotas import SharedQuotas
@@ -42,6 +43,7 @@ class Services:
     telemetry: Telemetry
     metrics: HttpMetrics
     exposition: Exposition
+    tracing: Tracing
     logger: logging.Logger
 
 

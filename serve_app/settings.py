@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.stores import StoreConfig
+from deployments.tracing import TracingFault, chosen_exporter
 from serve_app.access.client_address import ClientAddresses
 from serve_app.access.quotas import BATCH_QUOTA, IP_QUOTA, USER_QUOTA
 from serve_app.access.tokens import MIN_SECRET_BYTES
@@ -110,6 +111,8 @@ class Settings(BaseSettings):
     """Of the embedded store: older rows leave, their quarters of an hour stay. 0 keeps every row."""
     request_timeout_s: float = Field(default=10.0, gt=0, le=300)
     """One deadline per request: every wait inside is bounded by it."""
+    traces_per_second: float = Field(default=5.0, gt=0, le=1000)
+    """Requests of one ingress replica that are traced at most, when OTEL_TRACES_EXPORTER says where spans go."""
 
     @field_validator("supabase_url", "influx_url")
     @classmethod
@@ -232,6 +235,10 @@ def _faults_of_parts(settings: Settings) -> list[str]:
     secret = settings.supabase_jwt_secret.get_secret_value()
     if settings.influx_url and settings.retention_days:
         faults.append("RETENTION_DAYS is for the embedded store: with INFLUX_URL, set the retention of its buckets")
+    try:
+        chosen_exporter()
+    except TracingFault as fault:
+        faults.append(str(fault))
     if settings.redis_url.get_secret_value() and importlib.util.find_spec("redis") is None:
         faults.append("REDIS_URL is set, but the extra `redis` is not installed")
     try:

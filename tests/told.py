@@ -18,6 +18,10 @@ class Told:
         assert found, f"{name}{labels} is not told"
         return sum(found)
 
+    def has(self, name: str, **labels: str) -> bool:
+        """Whether there is such a sample."""
+        return any(one.name == name and labels.items() <= one.labels.items() for one in self.samples)
+
     def labels(self, name: str) -> set[str]:
         """The values of one label."""
         return {one.labels[name] for one in self.samples if name in one.labels}

@@ -201,11 +201,11 @@ class RolloutBench:
         return state
 
     async def of_version(self, role: str) -> dict[str, float]:
-        """`nilm_version_windows` of the kettle's version in that role, as it is when this is called."""
+        """`nilm_version_...` of the kettle's version in that role, as it is when this is called."""
         await asyncio.sleep(FIGURES_LATE_S)
         told = await asyncio.to_thread(self.service.figures)
         names = ("compared", "dropped", "disagreements")
-        return {name: told.value("nilm_version_windows", appliance="kettle", role=role, what=name) for name in names}
+        return {name: told.value(f"nilm_version_{name}", appliance="kettle", role=role) for name in names}
 
     def rollout_status(self) -> tuple[str, str]:
         """What `serve status` says of the deployment that holds the rollout."""

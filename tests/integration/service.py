@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -66,6 +67,13 @@ class Service:
         with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(f"SELECT * FROM prediction WHERE {where}")]  # noqa: S608
+
+    @property
+    def metrics_port(self) -> int:
+        """Where the agent of its node tells Ray's figures."""
+        said = re.search(r"http://127\.0\.0\.1:(\d+)/metrics\)", self.output.read_text())
+        assert said is not None
+        return int(said[1])
 
     def figures(self) -> Told:
         """What `GET /metrics` says."""

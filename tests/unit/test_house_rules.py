@@ -17,6 +17,7 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import iter_route_contexts
 
 from deployments.telemetry import Telemetry
+from deployments.tracing import Tracing
 from models.registry import Registry
 from serve_app.access.cache_control import CacheControl
 from serve_app.access.development_grants import DevelopmentGrants
@@ -206,6 +207,7 @@ def app() -> Any:
         telemetry=telemetry,
         metrics=HttpMetrics(telemetry),
         exposition=Exposition(list, logger),
+        tracing=Tracing("ingress", "test"),
         logger=logger,
     )
 

@@ -30,6 +30,7 @@ from deployments.rollout_contracts import Demotion, Directive, Role, VersionCoun
 from deployments.rollout_plan import Canary, GuardBounds, RolloutPlan, Shadow
 from deployments.tally import Tally
 from deployments.telemetry import Telemetry
+from deployments.tracing import Tracing
 from deployments.versions import Serving, Versions
 from models.architectures import build
 from models.attribution import Attribution
@@ -137,6 +138,7 @@ class Kettle:
         model._tally = Tally("kettle")
         self._agent = NodeAgent()
         self._telemetry = Telemetry(self._agent.sink)
+        model._tracing = Tracing("kettle", "test")
         model._figures = ModelFigures(self._telemetry, "kettle", lambda: model._live)
         model._versions = Versions("kettle", RegistrySource(str(shelf.registry)), "cpu", model._begin)
         model._follower = SimpleNamespace(nothing="", loading=False)  # type: ignore[assignment]

@@ -48,6 +48,7 @@ from deployments.idempotency import KeyClaims, Start
 from deployments.rollout_contracts import ApplianceRollout, Directive, RolloutOverview
 from deployments.rollout_plan import RolloutPlan
 from deployments.telemetry import Telemetry
+from deployments.tracing import Tracing
 from models.attribution import Attribution
 from models.registry import Preprocessing, Registry, RegistryEntry, TrainingSource
 from serve_app.access.cache_control import CacheControl, answers_of
@@ -97,6 +98,7 @@ class FakeAppliance:
     windows: list[list[float]] = field(default_factory=list)
     attributions: list[Attribution] = field(default_factory=list)
     buildings: list[str] = field(default_factory=list)
+    traces: list[str | None] = field(default_factory=list)
     silent: bool = False
 
     @property
@@ -119,6 +121,7 @@ class FakeAppliance:
         self.windows.append([round(float(v), 5) for v in request.window_kw])
         self.attributions.append(request.attribution)
         self.buildings.append(request.building_id)
+        self.traces.append(request.trace)
         if request.window_kw.shape != (self.window_size,):
             return InferenceRefused(InferenceRefusal.WINDOW_LENGTH, "", input_window_size=self.window_size)
         if self.answer is not None:
@@ -463,6 +466,7 @@ async def start(
         telemetry=telemetry,
         metrics=HttpMetrics(telemetry),
         exposition=Exposition(lambda: [agent.node], logger, transport=agent),
+        tracing=Tracing("ingress", "test", configuration.traces_per_second),
         logger=logger,
     )
 

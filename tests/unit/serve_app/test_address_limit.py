@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.telemetry import Telemetry
+from deployments.tracing import Tracing
 from serve_app.access.address_limit import AddressLimitMiddleware
 from serve_app.access.client_address import ClientAddresses
 from serve_app.access.quotas import Verdict
@@ -79,8 +80,9 @@ def app(quotas: FakeQuotas, behind: Behind) -> ASGIApp:
         exempt_paths=EXEMPT,
         logger=logging.Logger("limits"),
     )
+    metrics, tracing = HttpMetrics(Telemetry()), Tracing("ingress", "test")
     return RequestContextMiddleware(
-        limited, timeout_s=5, metrics=HttpMetrics(Telemetry()), logger=logging.Logger("limits")
+        limited, timeout_s=5, metrics=metrics, tracing=tracing, logger=logging.Logger("limits")
     )
 
 

@@ -81,7 +81,7 @@ async def test_a_valid_trace_is_continued_with_a_span_of_ours(service: Any) -> N
 async def test_an_invalid_trace_starts_a_new_one(service: Any, offered: str) -> None:
     response = await service.client.get("/live", headers={"traceparent": offered})
     traceparent = response.headers["traceparent"]
-    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", traceparent)
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", traceparent)
     assert TRACE not in traceparent
     assert f"-{'0' * 32}-" not in traceparent
 
