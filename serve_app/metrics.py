@@ -90,6 +90,12 @@ def watch(telemetry: Telemetry, services: Services, in_flight: Callable[[], int]
     telemetry.totals(
         "nilm_key_refreshes", "Fetches of the identity provider's keys", services.verifier.refreshes, "outcome"
     )
-    telemetry.gauge("nilm_slo_availability_target_ratio", "Of the requests, not answered with 5xx", lambda: {(): AVAILABILITY_TARGET})
+    telemetry.gauge(
+        "nilm_slo_availability_target_ratio",
+        "Of the requests, not answered with 5xx",
+        lambda: {(): AVAILABILITY_TARGET},
+    )
     telemetry.gauge("nilm_slo_latency_target_ratio", "Of the /infer", lambda: {(): LATENCY_TARGET})
-    telemetry.gauge("nilm_slo_latency_target_seconds", "Within which /infer is answered", lambda: {(): LATENCY_TARGET_S})
+    telemetry.gauge(
+        "nilm_slo_latency_target_seconds", "Within which /infer is answered", lambda: {(): LATENCY_TARGET_S}
+    )

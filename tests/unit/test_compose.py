@@ -1,4 +1,4 @@
-"""compose.yaml as far as a reader can tell: what it mounts exists, no secret is in it, and its parts find each other."""
+"""compose.yaml as far as a reader can tell: what it mounts exists, no secret is in it, its parts find each other."""
 
 from __future__ import annotations
 

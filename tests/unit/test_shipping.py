@@ -17,6 +17,7 @@ from dotenv import dotenv_values
 from fastapi.routing import APIRoute
 
 from deployments.registry_source import REGISTRY_VARIABLE
+from deployments.tracing import EXPORTER_VARIABLE
 from serve_app.routes import health
 from serve_app.settings import Settings, SettingsError, load_settings
 
@@ -123,7 +124,7 @@ def test_every_setting_is_in_the_example(example: dict[str, str | None]) -> None
 
 
 def test_the_example_has_no_variable_that_nothing_reads(example: dict[str, str | None]) -> None:
-    known = {name.upper() for name in Settings.model_fields} | {REGISTRY_VARIABLE}
+    known = {name.upper() for name in Settings.model_fields} | {REGISTRY_VARIABLE, EXPORTER_VARIABLE}
     assert set(example) - known == {"PORT", "NILM_HOST"}
 
 
@@ -169,7 +170,7 @@ def test_make_says_what_is_missing_when_there_is_no_fitting_python(tmp_path: Pat
 
 def test_the_scrape_configuration_asks_the_route_that_exists_with_a_credential() -> None:
     document = yaml.safe_load((ROOT / "configs/prometheus/scrape.yaml").read_text())
-    (job,) = document["scrape_configs"]
+    job = next(one for one in document["scrape_configs"] if one["job_name"] == "nilm-serve")
     assert job["metrics_path"] in {route.path for route in health.router.routes if isinstance(route, APIRoute)}
     assert job["authorization"]["credentials_file"]
     served = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["http_options"]

@@ -129,8 +129,8 @@ async def test_batches_are_counted_by_role_and_version(kettle: Kettle) -> None:
     assert told.value("nilm_windows_total", **kettle_stable, version="1.0.0", outcome="refused") == 1
     assert told.value("nilm_windows_total", appliance="kettle", role="canary", version="2.0.0", outcome="answered") == 1
     assert told.value("nilm_batch_windows_sum", **kettle_stable) == 2
-    assert told.value("nilm_batch_windows_bucket", **kettle_stable, le="1") == 0
-    assert told.value("nilm_batch_windows_bucket", **kettle_stable, le="2") == 1
+    assert told.value("nilm_batch_windows_bucket", **kettle_stable, le="1.0") == 0
+    assert told.value("nilm_batch_windows_bucket", **kettle_stable, le="2.0") == 1
     assert told.value("nilm_forward_seconds_count", **kettle_stable) == 1
     assert told.value("nilm_replica_windows", appliance="kettle") == 0
 

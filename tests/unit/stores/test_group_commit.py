@@ -178,7 +178,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_not_written(store: HeldSto
         result = await answers[0]
         assert _failure(result) is PersistFailure.DEADLINE
         assert "not written" in result.detail  # type: ignore[union-attr]
-        assert (await commits.status()).queued == 1
+        assert commits.queued == 1
         store.gate.set()
         assert isinstance(await first, Persisted)
         assert isinstance(await answers[1], Persisted)
