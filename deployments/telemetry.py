@@ -16,7 +16,7 @@ import asyncio
 import bisect
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ray.serve import metrics
@@ -85,9 +85,10 @@ class Telemetry:
         self._sink = sink
         self._gauges: list[tuple[GaugeSink, Labels, Callable[[], Mapping[Labels, float]]]] = []
 
-    def counter(self, name: str, text: str, *label_names: str) -> Counter:
-        """`name` without `_total`."""
+    def counter(self, name: str, text: str, *label_names: str, known: Iterable[Labels] = ()) -> Counter:
+        """`name` without `_total`; `known`: labels that are told from the start, as 0."""
         counter = Counter()
+        counter.values |= dict.fromkeys(known, 0.0)
         self.totals(name, text, lambda: counter.values, *label_names)
         return counter
 

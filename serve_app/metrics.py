@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from deployments.telemetry import Labels, Telemetry
-from serve_app.access.quotas import Verdict
+from serve_app.access.quotas import BATCH_QUOTA, IP_QUOTA, USER_QUOTA, Verdict
 
 if TYPE_CHECKING:
     from serve_app.services import Services
@@ -29,8 +29,13 @@ class HttpMetrics:
         self._stages = telemetry.histogram(
             "nilm_stage_seconds", "Time of the stages of a request: auth, queue, infer, persist", BOUNDS_S, "stage"
         )
-        self._replays = telemetry.counter("nilm_idempotency_replays", "Replies that an earlier request had before")
-        self._quota_refusals = telemetry.counter("nilm_quota_refusals", "Requests refused with 429", "quota")
+        self._replays = telemetry.counter(
+            "nilm_idempotency_replays", "Replies that an earlier request had before", known=[()]
+        )
+        quotas = [(USER_QUOTA,), (BATCH_QUOTA,), (IP_QUOTA,)]
+        self._quota_refusals = telemetry.counter(
+            "nilm_quota_refusals", "Requests refused with 429", "quota", known=quotas
+        )
 
     def answered(
         self,

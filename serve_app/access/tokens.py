@@ -66,8 +66,9 @@ class TokenVerifier:
         return self._secret is not None or (self._keys is not None and self._keys.usable)
 
     def refreshes(self) -> dict[tuple[str, ...], float]:
-        """Fetches of the published keys so far, by outcome; none where there are none to fetch."""
-        return {} if self._keys is None else {("ok",): self._keys.fetched, ("failed",): self._keys.failed}
+        """Fetches of the published keys so far, by outcome."""
+        fetched, failed = (0, 0) if self._keys is None else (self._keys.fetched, self._keys.failed)
+        return {("ok",): fetched, ("failed",): failed}
 
     async def start(self) -> None:
         """Fetch the published keys, if there are any to fetch, and keep them fresh. Never raises for a failed fetch."""

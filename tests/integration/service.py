@@ -32,9 +32,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRET = "integration-tests-only-" + "0" * 32
 ADMIN_TOKEN = "integration-tests-admin-token-of-more-than-32-characters"
 READY_TIMEOUT_S = 240.0
-FRESH_FIGURES = {"RAY_metrics_report_interval_ms": "1000"}
-"""For a service whose `/metrics` a test reads: Ray's agents are told each second instead of every ten."""
-FIGURES_LATE_S = 4.0
+FRESH_FIGURES = {"RAY_metrics_report_interval_ms": "3000"}
+"""For a service whose `/metrics` a test reads: Ray's agents are told every three seconds instead of every ten. Not more
+often: they forget a gauge after two reports, and Ray itself sets some of its own every five seconds."""
+FIGURES_LATE_S = 6.0
 """Then; a replica passes on what it counted each second, and what others counted comes to it each second."""
 
 

@@ -211,7 +211,7 @@ def scraped(watched: Watched, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_every_query_of_every_dashboard_returns_something(watched: Watched, scraped: Prometheus) -> None:
     end = time.monotonic() + 25
     while time.monotonic() < end:
-        send(watched.service, 1)
+        send(watched.service, 6)
     assert scraped.up() == {"nilm-serve": True, "ray": True}
     assert scraped.query('{__name__=~"ray_nilm_.*"}') == []
     empty = []
