@@ -74,6 +74,7 @@ class ApplianceModel:
         self._figures = ModelFigures(telemetry, appliance_id, lambda: self._live)
         self._counting = asyncio.create_task(telemetry.run())
         self._tracing = Tracing(appliance_id, replica)
+        self._closed = False
         self._follower = Follower(
             coordinator, replica, context.get_node_id(), appliance_id, self._versions, self._tally
         )
@@ -94,6 +95,14 @@ class ApplianceModel:
             # Others serve: this one would only refuse what they can answer. Serve starts another.
             raise RuntimeError(f"{appliance_id} cannot serve: {self._follower.nothing}")
         memory.settle()
+
+    def __del__(self) -> Awaitable[None] | None:
+        """Serve's shutdown hook, which it awaits; Python calls it again when the object goes."""
+        if getattr(self, "_closed", True):
+            return None
+        self._closed = True
+        self._counting.cancel()  # passes on what it has
+        return asyncio.to_thread(self._tracing.close)
 
     def _begin(self, serving: Serving) -> None:
         self._tally.begin(serving.directive.plan_number, serving.directive.plan.guard.slow_ms)

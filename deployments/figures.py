@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from deployments.contracts import Inference, InferenceResult, NotPersisted, Persisted, PersistResult, StoredReply
+from deployments.contracts import (
+    Inference,
+    InferenceResult,
+    NotPersisted,
+    Persisted,
+    PersistFailure,
+    PersistResult,
+    StoredReply,
+)
 from deployments.rollout_contracts import Role, RolloutOverview
 from deployments.telemetry import Labels, Telemetry
 
@@ -62,8 +70,13 @@ class StoreFigures:
     """Of the writer; what `GroupCommit` tells. `queued()`: record sets that wait."""
 
     def __init__(self, telemetry: Telemetry, queued: Callable[[], int]) -> None:
-        self._commits = telemetry.counter("nilm_store_commits", "Commits that ended", "outcome")
-        self._record_sets = telemetry.counter("nilm_store_record_sets", "Record sets that were answered", "result")
+        self._commits = telemetry.counter(
+            "nilm_store_commits", "Commits that ended", "outcome", known=[("ok",), ("failed",)]
+        )
+        results = ("persisted", "replayed", *(failure.value for failure in PersistFailure))
+        self._record_sets = telemetry.counter(
+            "nilm_store_record_sets", "Record sets that were answered", "result", known=[(one,) for one in results]
+        )
         self._seconds = telemetry.histogram("nilm_store_commit_seconds", "Time of a commit", COMMIT_BOUNDS_S)
         self._size = telemetry.histogram("nilm_store_commit_record_sets", "Record sets of a commit", COMMIT_BOUNDS)
         telemetry.gauge("nilm_store_queued", "Record sets that wait", lambda: {(): queued()})

@@ -163,7 +163,7 @@ class PersistenceReplica:
         return await self._predictions.persist(record_set, settle)
 
     async def status(self) -> StoreStatus:
-        """Whether the store is usable, known for a second at most, and the figures of this replica."""
+        """Whether the store is usable, known for a second at most."""
         return await self._predictions.status()
 
     def __del__(self) -> Awaitable[None] | None:
@@ -181,8 +181,8 @@ class PersistenceReplica:
         await self._readings.close()
         await self._predictions.close()
         self._counting.cancel()  # passes on what it has
-        await asyncio.to_thread(self._tracing.close)
         await asyncio.get_running_loop().run_in_executor(None, self._store.close)
+        await asyncio.to_thread(self._tracing.close)
 
 
 Persistence = serve.deployment(

@@ -9,6 +9,7 @@ those. Spans are sent by a thread beside the requests, and dropped when their re
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ EXPORTER_VARIABLE = "OTEL_TRACES_EXPORTER"
 OFF, OTLP, OTLP_HTTP = "none", "otlp", "otlp_proto_http"
 SERVICE = "nilm-serve"
 NS_PER_MS = 1_000_000
+CLOSE_S = 2.0
 
 Attributes = Mapping[str, str | int | float]
 
@@ -130,9 +132,11 @@ class Tracing:
         self._tracer.start_span(name, context=context, start_time=start_ns, attributes=attributes).end(end_ns)
 
     def close(self) -> None:
-        """Send what is left. Blocks, for as long as the exporter's timeout."""
+        """Send what is left. Blocks for CLOSE_S at most: nobody waits for a collector that is away."""
         if self._provider is not None:
-            self._provider.shutdown()
+            closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
 
     def _may_begin(self) -> bool:
         """Clients ask for traces by a header: more than this they do not get."""
@@ -161,6 +165,7 @@ def _provider(deployment: str, replica: str) -> TracerProvider | None:
     if exporter is None:
         return None
     attributes = {"service.name": SERVICE, "service.instance.id": replica, "nilm.deployment": deployment}
-    provider = TracerProvider(resource=Resource.create(attributes))
+    # Not at exit: that would wait for a collector that is away, half a minute long.
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter()))
     return provider

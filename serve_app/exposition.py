@@ -62,6 +62,8 @@ class Exposition:
         self._client = httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, transport=transport)
         self._nodes = nodes
         self._logger = logger
+        self._asking: asyncio.Task[Sequence[Node]] | None = None
+        self._known: Sequence[Node] = ()
         self._running: asyncio.Task[bytes] | None = None
         self._last: tuple[bytes, float] | None = None
 
@@ -78,13 +80,27 @@ class Exposition:
         await self._client.aclose()
 
     async def _render(self) -> bytes:
-        nodes = await asyncio.to_thread(self._nodes)
-        texts = await asyncio.gather(*(self._ask(node) for node in nodes))
+        await self._look_for_nodes()
+        texts = await asyncio.gather(*(self._ask(node) for node in self._known))
         answered = [text for text in texts if text is not None]
+        silent = len(texts) - len(answered) if texts else 1  # this one at least
         # Thousands of lines are parsed: not on the loop that requests are answered on.
-        body = await asyncio.to_thread(merged, answered, len(texts) - len(answered))
+        body = await asyncio.to_thread(merged, answered, silent)
         self._last = (body, time.monotonic())
         return body
+
+    async def _look_for_nodes(self) -> None:
+        """Ray's head may be away, for minutes: then the nodes that were there last are asked."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(asyncio.to_thread(self._nodes))
+        await asyncio.wait({self._asking}, timeout=TIMEOUT_S)
+        if not self._asking.done():
+            self._logger.warning("the cluster's nodes are not told")
+        elif (error := self._asking.exception()) is not None:
+            fields = {"error": type(error).__name__}
+            self._logger.warning("the cluster's nodes are not told", extra={"fields": fields})
+        else:
+            self._known = self._asking.result()
 
     async def _ask(self, node: Node) -> bytes | None:
         headers = {"Accept-Encoding": "identity"}

@@ -104,6 +104,7 @@ def build_http_app(services: Services, background: Background) -> FastAPI:
         metrics=services.metrics,
         tracing=services.tracing,
         logger=services.logger,
+        untraced_paths=_everywhere((*PROBE_PATHS, METRICS_PATH)),
     )
     app.add_middleware(CORSMiddleware, **_cors(settings))
     Door.guard(admission, Refusals(admission, services.metrics, services.logger), **_cors(settings))

@@ -17,7 +17,7 @@ AVAILABILITY_TARGET = 0.999
 LATENCY_TARGET_S = 0.5
 """Of `/infer`; a bound of the histogram, or nobody could count what was faster."""
 LATENCY_TARGET = 0.99
-"""Of `/infer`, answered within LATENCY_TARGET_S."""
+"""Of the `/infer` that are answered with 2xx, within LATENCY_TARGET_S."""
 
 
 class HttpMetrics:
@@ -25,7 +25,12 @@ class HttpMetrics:
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._requests = telemetry.counter("nilm_http_requests", "Requests answered", "route", "status_class")
-        self._seconds = telemetry.histogram("nilm_http_request_seconds", "Time to answer", BOUNDS_S, "route")
+        self._seconds = telemetry.histogram(
+            "nilm_http_request_seconds", "Time to answer", BOUNDS_S, "route", "status_class"
+        )
+        self._routes: set[str] = set()
+        for route in ("/infer", "refused"):
+            self._expect(route)
         self._stages = telemetry.histogram(
             "nilm_stage_seconds", "Time of the stages of a request: auth, queue, infer, persist", BOUNDS_S, "stage"
         )
@@ -46,13 +51,22 @@ class HttpMetrics:
         verdicts: Iterable[Verdict] = (),
     ) -> None:
         """One answered request. `stages_ms`: milliseconds by stage; `verdicts`: of the quotas it counts against."""
-        self._requests.add(route, f"{status // 100}xx")
-        self._seconds.observe(seconds, route)
+        status_class = f"{status // 100}xx"
+        if route not in self._routes:
+            self._expect(route)
+        self._requests.add(route, status_class)
+        self._seconds.observe(seconds, route, status_class)
         for stage, milliseconds in (stages_ms or {}).items():
             self._stages.observe(milliseconds / 1000, stage)
         for verdict in verdicts:
             if not verdict.allowed:
                 self._quota_refusals.add(verdict.quota)
+
+    def _expect(self, route: str) -> None:
+        """Told as 0 before the first: to a rate, a series that begins at 1 has never grown."""
+        self._routes.add(route)
+        for status_class in ("2xx", "4xx", "5xx"):
+            self._requests.add(route, status_class, by=0)
 
     def replayed(self) -> None:
         """One reply was that of an earlier request with the same key."""

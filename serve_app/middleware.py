@@ -11,7 +11,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -41,6 +41,8 @@ SECURITY_HEADERS = {
 _SECURITY_HEADERS = tuple((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
 API_PREFIX = "/api"
 """Every route is served below it too."""
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS"})
+"""Those that a span names; OpenTelemetry's word for any other is `_OTHER`."""
 DOCS_PATH = "/docs"
 """The one page that runs scripts; closed in production unless asked for."""
 
@@ -106,12 +108,20 @@ class RequestContextMiddleware:
     """Gives each request its id, trace and deadline; logs and measures it; turns a crash into a plain 500."""
 
     def __init__(
-        self, app: ASGIApp, *, timeout_s: float, metrics: HttpMetrics, tracing: Tracing, logger: logging.Logger
+        self,
+        app: ASGIApp,
+        *,
+        timeout_s: float,
+        metrics: HttpMetrics,
+        tracing: Tracing,
+        logger: logging.Logger,
+        untraced_paths: Collection[str] = (),
     ) -> None:
         self._app = app
         self._timeout_s = timeout_s
         self._metrics = metrics
         self._tracing = tracing
+        self._untraced_paths = frozenset(untraced_paths)
         self._logger = logger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,7 +130,7 @@ class RequestContextMiddleware:
             return
         headers = Headers(scope=scope)
         context = new_context(headers, self._timeout_s)
-        if self._tracing.on:
+        if self._tracing.on and scope["path"] not in self._untraced_paths:
             self._begin_trace(headers, context)
         scope["nilm.context"] = context
         status = 500
@@ -184,14 +194,15 @@ class RequestContextMiddleware:
         if context.problem_code is not None:
             fields["code"] = context.problem_code
         if context.trace is not None:
+            method = scope["method"] if scope["method"] in METHODS else "_OTHER"
             attributes = {
-                "http.request.method": scope["method"],
+                "http.request.method": method,
                 "http.route": template,
                 "http.response.status_code": status,
                 "nilm.request_id": context.request_id,
                 **{f"nilm.{name}": value for name, value in context.labels.items()},
             }
-            context.trace.end(f"{scope['method']} {template}", attributes, failed=status >= 500)
+            context.trace.end(f"{method} {template}", attributes, failed=status >= 500)
         level = logging.ERROR if status == 500 else logging.WARNING if status > 500 else logging.INFO
         self._logger.log(level, "request", extra={"fields": fields})
 

@@ -90,6 +90,13 @@ def test_every_pod_runs_serve_as_production_does(pods: list[dict[str, Any]]) -> 
     assert len(images) == 1
 
 
+def test_workers_have_probes_that_need_no_program_in_the_image(pods: list[dict[str, Any]]) -> None:
+    (container,) = pods[1]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": "serve"}
+    assert container["livenessProbe"]["httpGet"]["path"] == "/api/local_raylet_healthz"
+    assert {"containerPort": 8000, "name": "serve"} in container["ports"]
+
+
 def test_versions_agree(cluster: dict[str, Any]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pin = next(one for one in project["dependencies"] if one.startswith("ray[serve]=="))
@@ -102,7 +109,7 @@ def test_the_budget_and_the_policy_are_of_these_pods(
     labels = pods[1]["metadata"]["labels"]
     assert labels == pods[0]["metadata"]["labels"]
     budget = documents["PodDisruptionBudget"]["spec"]
-    assert budget["maxUnavailable"] == 1
+    assert budget["minAvailable"] == 2  # not maxUnavailable: a RayCluster has no scale
     assert labels.items() <= budget["selector"]["matchLabels"].items()
     policy = documents["NetworkPolicy"]["spec"]
     assert policy["podSelector"]["matchLabels"] == labels

@@ -10,6 +10,7 @@ import pytest
 
 from deployments.contracts import RecordSet
 from serve_app.store_client import CALLS, StoreClient
+from tests.told import Told
 
 
 async def cancel_while_storing(service: Any, kit: Any, route: str) -> None:
@@ -76,8 +77,9 @@ async def test_a_client_that_leaves_is_no_error_of_ours(service: Any, kit: Any) 
     assert service.log[0]["status"] == 499
     scraper = {"Authorization": f"Bearer {kit.ADMIN_TOKEN}"}
     reply = await service.client.get("/metrics", headers=scraper)
-    assert reply.status_code == 200
-    assert 'status_class="5xx"' not in reply.text
+    told = Told(reply.text)
+    assert told.value("nilm_http_requests_total", status_class="5xx") == 0
+    assert told.value("nilm_http_requests_total", route="/infer", status_class="4xx") == 1
 
 
 async def test_a_client_that_leaves_during_its_upload_is_no_crash(service: Any, kit: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import httpx
@@ -97,6 +98,30 @@ async def test_a_node_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPat
         raise AssertionError
 
     assert (await told(hang)).value("nilm_metrics_nodes", state="silent") == 2
+
+
+async def test_while_rays_head_is_away_the_nodes_of_before_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposition, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(exposition, "FRESH_S", 0.0)
+    head_is_back, behaviour = threading.Event(), ["told"]
+
+    def nodes() -> list[Node]:
+        if behaviour[0] == "raises":
+            raise RuntimeError
+        if behaviour[0] == "hangs":
+            head_is_back.wait(20)
+        return NODES
+
+    transport = httpx.MockTransport(lambda _: ok(counted("infer")))
+    one = Exposition(nodes, logging.Logger("quiet"), transport=transport)
+    for behaviour[0] in ("told", "raises", "hangs", "hangs"):
+        rest = Told((await asyncio.wait_for(one.text(), 5)).decode())
+        assert rest.value("nilm_metrics_nodes", state="answered") == 2, behaviour
+    head_is_back.set()
+
+    behaviour[0] = "raises"
+    rest = Told((await Exposition(nodes, logging.Logger("quiet"), transport=transport).text()).decode())
+    assert [rest.value("nilm_metrics_nodes", state=state) for state in ("answered", "silent")] == [0, 1]
 
 
 async def test_who_asks_at_the_same_time_or_soon_after_shares_the_answer() -> None:

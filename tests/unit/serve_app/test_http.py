@@ -206,7 +206,7 @@ async def test_metrics_keep_closed_labels_under_hostile_requests(service: Any) -
         await service.client.get(path)
     await service.infer()
     told = Told((await service.client.get("/metrics", headers=SCRAPER)).text)
-    assert told.labels("route") == {"unmatched", "/infer", "/models/{model_id}"}
+    assert told.labels("route") == {"refused", "unmatched", "/infer", "/models/{model_id}"}
     assert told.labels("appliance") == {"kettle", "microwave"}
     # Besides Ray's own labels, the route among them, and the bounds of histograms.
     series = Counter((one.name, one.labels.get("route"), one.labels.get("le")) for one in told.samples)

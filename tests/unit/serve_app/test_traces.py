@@ -67,6 +67,16 @@ async def test_a_failure_is_marked_and_says_nothing_of_the_token(kit: Any, expor
     assert kit.mint()[:20] not in "".join(span.to_json() for span in spans.values())
 
 
+async def test_probes_are_not_traced_and_methods_of_ones_own_have_no_name(
+    kit: Any, exported: InMemorySpanExporter
+) -> None:
+    async with kit.start() as service:
+        for path in ("/live", "/api/ready", "/health", "/metrics"):
+            await service.client.get(path, headers=GIVEN)
+        await service.client.request("MINE", "/infer", headers=GIVEN)
+        assert set(by_name(service, exported)) == {"_OTHER /infer"}
+
+
 @pytest.mark.usefixtures("exported")
 async def test_a_batch_is_traced_by_one_window_of_each_appliance(kit: Any) -> None:
     async with kit.start() as service:
