@@ -102,7 +102,7 @@ class ApplianceModel:
             return None
         self._closed = True
         self._counting.cancel()  # passes on what it has
-        return asyncio.to_thread(self._tracing.close)
+        return asyncio.to_thread(self._tracing.close) if self._tracing.on else None
 
     def _begin(self, serving: Serving) -> None:
         self._tally.begin(serving.directive.plan_number, serving.directive.plan.guard.slow_ms)
