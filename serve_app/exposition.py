@@ -33,8 +33,9 @@ FRESH_S = 1.0
 RAY_PREFIX = "ray_"
 OURS = (b"ray_nilm_", b"# HELP ray_nilm_", b"# TYPE ray_nilm_")
 NODE_LABEL, NODE_ADDRESS_LABEL = "node", "NodeAddress"
-DROPPED_LABELS = frozenset({"Component", "SessionName", "Version", "WorkerId", "JobId", NODE_ADDRESS_LABEL})
-"""What Ray adds, and what stays of that: application, deployment, replica, and the address as `node`."""
+RAYS_LABELS = frozenset({"Component", "SessionName", "Version", "WorkerId", "JobId", NODE_ADDRESS_LABEL})
+"""What Ray adds and nobody needs; application, deployment and replica stay, and the address as `node`."""
+DROPPED_LABELS = RAYS_LABELS | {BUCKET_LABEL}
 OTEL_PREFIX = "otel_"
 
 Labels = tuple[tuple[str, str], ...]
@@ -94,13 +95,12 @@ class Exposition:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(asyncio.to_thread(self._nodes))
         await asyncio.wait({self._asking}, timeout=TIMEOUT_S)
-        if not self._asking.done():
-            self._logger.warning("the cluster's nodes are not told")
-        elif (error := self._asking.exception()) is not None:
+        error = self._asking.exception() if self._asking.done() else TimeoutError()
+        if error is None:
+            self._known = self._asking.result()
+        else:
             fields = {"error": type(error).__name__}
             self._logger.warning("the cluster's nodes are not told", extra={"fields": fields})
-        else:
-            self._known = self._asking.result()
 
     async def _ask(self, node: Node) -> bytes | None:
         headers = {"Accept-Encoding": "identity"}
@@ -166,8 +166,7 @@ def _take(told: Metric, families: dict[str, Metric], histograms: dict[str, _Hist
 
 def _labels(labels: dict[str, str]) -> Labels:
     """Without the bound of a bucket."""
-    dropped = DROPPED_LABELS | {BUCKET_LABEL}
-    kept = {key: value for key, value in labels.items() if key not in dropped and not key.startswith(OTEL_PREFIX)}
+    kept = {k: value for k, value in labels.items() if k not in DROPPED_LABELS and not k.startswith(OTEL_PREFIX)}
     return tuple(sorted({**kept, NODE_LABEL: labels.get(NODE_ADDRESS_LABEL, "")}.items()))
 
 

@@ -86,12 +86,11 @@ class Ingress:
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
         # Not waited for: a provider that hangs must not keep this replica from starting; readiness tells meanwhile.
-        known_models = self._services.known_models.run(self._catalogue.rollouts)
         services = self._services
         works = (
             self._catalogue.run(),
             self._listener.run(),
-            known_models,
+            services.known_models.run(self._catalogue.rollouts),
             services.verifier.start(),
             services.telemetry.run(),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
+from serve_app.cli.preflight import free_port
 from tests.servers.packages import apt_install
 
 READY_S = 30.0
@@ -24,6 +24,14 @@ def install_prometheus() -> None:
     """Raises PartsMissing."""
     if shutil.which("prometheus") is None or shutil.which("promtool") is None:
         apt_install(["prometheus"])
+
+
+def promtool(*arguments: str, folder: Path) -> str:
+    """What it says, run in `folder`. Raises AssertionError with its words when it finds something wrong."""
+    command = [str(shutil.which("promtool")), *arguments]
+    result = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,7 @@ class Prometheus:
 def prometheus(folder: Path, configuration: dict[str, Any]) -> Iterator[Prometheus]:
     """Runs with this configuration, on a port of its own; `folder`: for its files. Raises PartsMissing."""
     install_prometheus()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(configuration))
     command = [str(shutil.which("prometheus")), f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}"]

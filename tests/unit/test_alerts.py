@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 from tests.servers.packages import PartsMissing, do_without
-from tests.servers.prometheus import install_prometheus
+from tests.servers.prometheus import install_prometheus, promtool
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs/prometheus"
@@ -34,16 +33,9 @@ def _promtool() -> None:
         do_without(missing)
 
 
-def promtool(*arguments: str, folder: Path = FOLDER) -> str:
-    command = [str(shutil.which("promtool")), *arguments]
-    result = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 def test_promtool_takes_the_rules_and_their_tests_pass() -> None:
-    promtool("check", "rules", "alerts.yaml")
-    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yaml")
+    promtool("check", "rules", "alerts.yaml", folder=FOLDER)
+    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yaml", folder=FOLDER)
 
 
 def test_a_rule_that_is_wrong_is_found(tmp_path: Path) -> None:

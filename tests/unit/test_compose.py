@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import yaml
 from serve_app.access.client_address import ClientAddresses
 from serve_app.settings import Settings
 from tests.servers.packages import PartsMissing, do_without
-from tests.servers.prometheus import install_prometheus
+from tests.servers.prometheus import install_prometheus, promtool
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = re.compile(r"\$\{(\w+)(:[-?][^}]*)?\}")
@@ -110,9 +108,7 @@ def test_prometheus_scrapes_services_that_are_there(services: dict[str, Any], tm
     (tmp_path / "admin-token").write_text("x")
     text = text.replace("/run/secrets", str(tmp_path)).replace("/etc/nilm/prometheus", str(ROOT / "configs/prometheus"))
     (tmp_path / "prometheus.yaml").write_text(text)
-    command = [str(shutil.which("promtool")), "check", "config", str(tmp_path / "prometheus.yaml")]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stdout + result.stderr
+    promtool("check", "config", "prometheus.yaml", folder=tmp_path)
 
 
 def test_grafana_finds_the_dashboards_and_prometheus(services: dict[str, Any]) -> None:
