@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.access.development import write_private_file
-from serve_app.cli.preflight import free_port
+from serve_app.cli.ports import free_port
 from serve_app.cli.processes import OWNER_VARIABLE, OwnedProcesses
 
 DEFAULT_DASHBOARD_PORT = 8265

@@ -22,6 +22,7 @@ import yaml
 
 from deployments.registry_source import registry_source
 from models.registry import RegistryError
+from serve_app.cli.ports import LOOPBACK
 from serve_app.cli.rollout_file import RolloutFile, RolloutFileError
 
 DEFAULT_PORT = 8000
@@ -29,7 +30,6 @@ DEFAULT_PORT = 8000
 
 OUR_MODULE = "serve_app."
 LOCK_FILE_NAME = "run.lock"
-LOOPBACK = "127.0.0.1"
 ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - what a container has to listen on to be reached
 
 
@@ -194,19 +194,6 @@ def check_port_free(port: int, host: str) -> None:
             raise PreflightRefused(
                 f"Port {port} is already in use: stop the program that listens there, or choose another with --port."
             ) from error
-
-
-def free_port(preferred: int | None = None) -> int:
-    """A port of 127.0.0.1 that nothing listens on: the preferred one if it is free, else the kernel's choice."""
-    for candidate in (preferred, 0) if preferred else (0,):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, candidate))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise PreflightRefused("No free port on 127.0.0.1 is left.")
 
 
 def lock_data_directory(data_dir: Path) -> TextIO:

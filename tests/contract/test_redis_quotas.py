@@ -20,6 +20,7 @@ import pytest
 from deployments.contracts import QuotaState, QuotaUse
 from deployments.quota_ledger import LedgerUnavailable, QuotaLedger
 from serve_app.access.quotas import USES_PER_REPORT, SharedQuotas
+from serve_app.cli.ports import free_port
 from tests.servers.packages import PartsMissing, apt_install, do_without
 from tests.unit.handles import outcome_of
 
@@ -33,9 +34,7 @@ class Redis:
 
     def __init__(self, binary: str, folder: Path) -> None:
         self._command = [binary, "--save", "", "--appendonly", "no", "--dir", str(folder), "--bind", "127.0.0.1"]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from serve_app.access.development import mint_development_token
 from serve_app.access.development_grants import grant_development_access
 from serve_app.cli.announcement import SHELL_FILE_NAME
 from serve_app.cli.cluster import PRODUCTION_MODE, ray_token_path
+from serve_app.cli.ports import free_port
 from serve_app.cli.processes import OwnedProcesses
 from serve_app.cli.serve_api import APPLICATIONS_PATH, ServeApi
 from tests.told import Told
@@ -112,12 +112,6 @@ class Service:
         headers = {"Authorization": f"Bearer {token}"}
         reply = httpx.get(address + APPLICATIONS_PATH, headers=headers, timeout=30, trust_env=False)
         return dict(reply.json()["applications"]["nilm"]["deployments"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def service_config(

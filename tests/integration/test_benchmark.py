@@ -21,6 +21,7 @@ import pytest
 
 from models.registry import Registry
 from serve_app.access.development import mint_development_token
+from serve_app.cli.ports import free_port
 from serve_app.settings import DEVELOPMENT_ISSUER
 from tests.bench.serving.closed_loop import closed_loop
 from tests.bench.serving.markdown import BEGIN, END
@@ -28,7 +29,7 @@ from tests.bench.serving.open_loop import open_loop
 from tests.bench.serving.request_set import JSON, RequestSet
 from tests.bench.serving.running import Running
 from tests.bench.serving.systems import SYSTEMS, USER, access_token
-from tests.integration.service import ROOT, SECRET, free_port
+from tests.integration.service import ROOT, SECRET
 from tests.servers.packages import PartsMissing, apt_install, do_without
 
 pytestmark = pytest.mark.integration

@@ -16,8 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serve_app.cli.ports import free_port
 from serve_app.cli.processes import OwnedProcesses
-from tests.integration.service import ROOT, free_port
+from tests.integration.service import ROOT
 
 pytestmark = pytest.mark.integration
 

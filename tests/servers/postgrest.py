@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -26,6 +25,7 @@ import httpx
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from serve_app.cli.ports import free_port
 from tests.servers.nginx import configuration
 from tests.servers.supabase_parts import find_parts, unprivileged_account
 
@@ -116,7 +116,7 @@ class SupabaseServer:
         return jwt.encode({"iss": "supabase", "role": role}, self._hmac_key, algorithm="HS256")
 
     def _start(self) -> None:
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         keys = [
             jwt.algorithms.ECAlgorithm.to_jwk(self._ec_key.public_key(), as_dict=True) | {"alg": "ES256"},
@@ -182,9 +182,3 @@ class SupabaseServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
-from serve_app.cli.preflight import free_port
+from serve_app.cli.ports import free_port
 from tests.servers.packages import apt_install
 
 READY_S = 30.0

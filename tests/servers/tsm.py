@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from serve_app.cli.ports import free_port
 from tests.servers.nginx import configuration, find_nginx
 from tests.servers.packages import PartsMissing, apt_install
 
@@ -65,7 +65,7 @@ class TsmServer:
         if influxd is None or nginx is None:
             raise PartsMissing("influxd or nginx is not where Debian puts it")
         self._influxd = influxd
-        self._port, self._http_port, rpc_port = _free_ports(3)
+        self._port, self._http_port, rpc_port = (free_port() for _ in range(3))
         values = {"folder": folder, "port": self._port, "http_port": self._http_port, "rpc_port": rpc_port}
         (folder / "influxd.conf").write_text(_INFLUXD_CONF.format(**values))
         (folder / "nginx.conf").write_text(configuration(folder, _V2_WRITE.format(**values)))
@@ -148,14 +148,3 @@ class TsmServer:
 def _influxd() -> Path | None:
     found = shutil.which("influxd")
     return Path(found) if found else None
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

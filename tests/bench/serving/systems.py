@@ -15,6 +15,7 @@ import yaml
 from serve_app.access.development import mint_development_token
 from serve_app.access.development_grants import grant_development_access
 from serve_app.cli.cluster import PRODUCTION_MODE, RayCluster
+from serve_app.cli.ports import free_port
 from serve_app.cli.serve_api import RUNNING, ServeApi
 from serve_app.settings import DEVELOPMENT_ISSUER
 from tests.bench.serving.running import (
@@ -26,7 +27,7 @@ from tests.bench.serving.running import (
     baseline_environment,
     program,
 )
-from tests.integration.service import ROOT, SECRET, free_port, running_service, service_config
+from tests.integration.service import ROOT, SECRET, running_service, service_config
 
 USER = "tester"
 APPLIANCE = "kettle"

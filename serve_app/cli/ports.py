@@ -1,0 +1,46 @@
+"""Ports that nothing listens on, for servers that are told their port before they take it."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+LOWEST_PORT = 20_000
+"""Ray gives its workers those below it."""
+OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+DEFAULT_OUTGOING_PORT = 32_768
+TRIES = 100
+
+
+def free_port(preferred: int | None = None) -> int:
+    """A port of 127.0.0.1 that nothing listens on: the preferred one if it is free, else any.
+
+    Not one of those that the kernel gives to outgoing connections, while there are others: Ray opens hundreds before it
+    takes the last of its ports, and all of it ends when one is gone by then. Raises OSError: none is left.
+    """
+    for candidate in (preferred, *random.sample(range(LOWEST_PORT, _lowest_outgoing()), TRIES)):
+        if candidate is not None and _is_free(candidate):
+            return candidate
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _lowest_outgoing() -> int:
+    try:
+        lowest = int(OUTGOING_PORTS.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):  # not Linux, or hidden
+        lowest = DEFAULT_OUTGOING_PORT
+    return lowest if lowest >= LOWEST_PORT + TRIES else DEFAULT_OUTGOING_PORT
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
