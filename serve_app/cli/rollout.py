@@ -22,7 +22,8 @@ from deployments.rollout_plan import RolloutPlan
 from models.registry import Registry, RegistryError
 from serve_app.cli import rollout_words as words
 from serve_app.cli.cluster_connection import Address
-from serve_app.cli.preflight import LOOPBACK, PreflightRefused, load_serve_config
+from serve_app.cli.ports import LOOPBACK
+from serve_app.cli.preflight import PreflightRefused, load_serve_config
 from serve_app.cli.rollout_cluster import RolloutCluster
 from serve_app.cli.rollout_file import RolloutFile, RolloutFileError
 from serve_app.cli.train import fail

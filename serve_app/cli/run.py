@@ -24,9 +24,9 @@ from rich.console import Console
 from serve_app.access.development import SECRET_VARIABLE, ensure_development_secret
 from serve_app.cli.announcement import announce
 from serve_app.cli.cluster import RayCluster
+from serve_app.cli.ports import LOOPBACK
 from serve_app.cli.preflight import (
     ALL_INTERFACES,
-    LOOPBACK,
     PreflightRefused,
     ServeConfig,
     check_port_free,

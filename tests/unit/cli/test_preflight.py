@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from serve_app.cli import preflight
 from serve_app.cli.main import app
-from serve_app.cli.ports import free_port
+from serve_app.cli.ports import LOOPBACK, free_port
 from serve_app.cli.preflight import (
-    LOOPBACK,
     PreflightRefused,
     check_import_path,
     check_port_free,

@@ -14,7 +14,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from serve_app.cli.preflight import LOOPBACK, ServeConfig
+from serve_app.cli.ports import LOOPBACK
+from serve_app.cli.preflight import ServeConfig
 from serve_app.cli.progress import StartProgress
 from serve_app.cli.readiness import Start, StartFailed
 from serve_app.cli.serve_api import ServeApi
