@@ -19,7 +19,7 @@ import torch
 from ray import serve
 
 from deployments import memory
-from deployments.autoscaling import WINDOWS
+from deployments.autoscaling import WINDOWS, HeldBack
 from deployments.batching import Batcher
 from deployments.blocks import InferenceBlock
 from deployments.comparison import Answered, Comparison
@@ -46,8 +46,6 @@ CANARY_PATIENCE_S = 2.0
 """Since a window came; then the stable version answers: a client's deadline, 10 s, leaves it the time."""
 BUSY_WINDOWS = 32
 """Live windows in the replica from which on nothing is compared: half a full batch waits already."""
-BEHIND_S = 2.0
-"""For so long a sender's word of what waits there stands: it has more calls on their way than one."""
 HUNG_S = 60.0
 """A full batch takes a tenth of a second."""
 logger = logging.getLogger("ray.serve")
@@ -85,7 +83,7 @@ class ApplianceModel:
         self._canary_windows = Batcher(self._run_canary, MAX_BATCH_WINDOWS)
         self._comparison = Comparison(self._tally)
         self._live = 0
-        self._behind = (0, 0.0)
+        self._held_back = HeldBack()
         self._logged: BaseException | None = None
         self._logged_plan: int | None = None
         self._following = asyncio.create_task(self._follower.run())
@@ -145,7 +143,7 @@ class ApplianceModel:
         if serving is None:
             refused = InferenceRefused(InferenceRefusal.NO_MODEL, self._follower.nothing or "still loading")
             return [refused] * len(block.lengths)
-        self._behind = (block.waiting, time.monotonic())
+        self._held_back.said(block.sender, block.waiting)
         self._live += len(block.lengths)
         try:
             answers = await asyncio.gather(
@@ -178,9 +176,7 @@ class ApplianceModel:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve scales by, see `autoscaling`: calls say little, each carries as many windows as there are."""
-        behind, at_s = self._behind
-        recent = time.monotonic() - at_s < BEHIND_S
-        return {WINDOWS: float(self._live + (behind if recent else 0))}
+        return {WINDOWS: self._live + self._held_back.windows()}
 
     async def _run_stable(self, calls: list[Call]) -> list[InferenceResult]:
         serving = self._versions.current()

@@ -15,7 +15,8 @@ from models.attribution import Attribution
 class InferenceBlock:
     """Windows for one appliance. `windows_kw`: float32, all of them in a row; the tuples have one entry a window.
 
-    `waiting`: windows that the sender holds back for its next calls. With them the receiver knows the whole load.
+    `waiting`: the receiving replica's share of the windows that `sender` holds back for its next calls. With them the
+    replicas together know the whole load.
     """
 
     windows_kw: WindowKw
@@ -23,12 +24,13 @@ class InferenceBlock:
     building_ids: tuple[str, ...]
     attributions: tuple[Attribution, ...]
     deadlines_s: tuple[float, ...]
-    waiting: int
+    sender: str
+    waiting: float
     traces: tuple[str | None, ...] | None = None
     """Left out when none of the requests is traced."""
 
     @classmethod
-    def of(cls, requests: Sequence[InferenceRequest], waiting: int = 0) -> InferenceBlock:
+    def of(cls, requests: Sequence[InferenceRequest], sender: str = "", waiting: float = 0.0) -> InferenceBlock:
         """At least one."""
         return cls(
             windows_kw=np.concatenate([one.window_kw for one in requests]),
@@ -36,6 +38,7 @@ class InferenceBlock:
             building_ids=tuple(one.building_id for one in requests),
             attributions=tuple(one.attribution for one in requests),
             deadlines_s=tuple(one.deadline_s for one in requests),
+            sender=sender,
             waiting=waiting,
             traces=tuple(one.trace for one in requests) if any(one.trace for one in requests) else None,
         )

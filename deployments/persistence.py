@@ -32,6 +32,7 @@ from deployments.figures import StoreFigures
 from deployments.group_commit import GroupCommit
 from deployments.idempotency import KeyClaims, Start
 from deployments.journal_contracts import JournalEntry
+from deployments.nodes import refuse_a_file_on_several_nodes
 from deployments.stores import StoreConfig, StoreUnavailable, open_store
 from deployments.telemetry import Telemetry
 from deployments.tracing import Tracing
@@ -52,7 +53,8 @@ class PersistenceReplica:
     """
 
     def __init__(self, store_config: StoreConfig) -> None:
-        """Open the store. Raises StoreUnavailable when a SQLite file cannot be used."""
+        """Open the store. Raises StoreUnavailable when a SQLite file cannot be used, or on more than one node."""
+        refuse_a_file_on_several_nodes(store_config)
         self._store = open_store(store_config)
         telemetry = Telemetry()
         self._figures = StoreFigures(telemetry, lambda: self._predictions.queued + self._readings.queued)

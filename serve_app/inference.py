@@ -43,10 +43,12 @@ WAITING_WINDOWS = 2048
 
 
 class ModelClient:
-    """Runs windows on one appliance's deployment. `replicas()`: how many it has, as far as known."""
+    """Runs windows on one appliance's deployment. `replicas()`: how many it has, as far as known; `sender`: us."""
 
-    def __init__(self, handle: Any, replicas: Callable[[], int]) -> None:
+    def __init__(self, handle: Any, replicas: Callable[[], int], sender: str) -> None:
         self._handle = handle
+        self._replicas = replicas
+        self._sender = sender
         self._calls: Batcher[InferenceRequest, InferenceResult] = Batcher(
             self._send,
             CALL_SAMPLES,
@@ -98,7 +100,7 @@ class ModelClient:
 
     async def _send(self, requests: list[InferenceRequest]) -> Sequence[InferenceResult]:
         """One call, made again when its replica was lost. Raises what the handle raises."""
-        block = InferenceBlock.of(requests, self._calls.waiting)
+        block = InferenceBlock.of(requests, self._sender, self._calls.waiting / max(1, self._replicas()))
         until_s = max(one.deadline_s for one in requests)
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:

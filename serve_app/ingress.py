@@ -51,7 +51,9 @@ class Ingress:
         replica = serve.get_replica_context().replica_id.unique_id
         logger = service_logger({"deployment": "ingress", "replica": replica})
         catalogue = Catalogue(appliances, persistence, coordinator, logger)
-        models = {name: ModelClient(handle, partial(catalogue.replicas, name)) for name, handle in appliances.items()}
+        models = {
+            name: ModelClient(handle, partial(catalogue.replicas, name), replica) for name, handle in appliances.items()
+        }
         grants = build_grants(settings)
         store = StoreClient(persistence)
         quotas = SharedQuotas(coordinator.report.remote, settings.requests_per_minute, logger=logger)

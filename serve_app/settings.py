@@ -60,6 +60,8 @@ class SettingsError(Exception):
 
 DATABASE_NAME = "predictions.sqlite3"
 """Of the embedded store's file in the data folder."""
+LEAVING_NAME = "leaving"
+"""Of a file in the data folder that is there while the service is about to stop: `/ready` is then false."""
 
 
 class Environment(StrEnum):
@@ -158,12 +160,16 @@ class Settings(BaseSettings):
             IP_QUOTA: self.rate_limit_per_ip,
         }
 
+    @property
+    def leaving(self) -> bool:
+        """Whether this node is about to stop, and nothing new should be sent to it."""
+        return (self.nilm_data_dir / LEAVING_NAME).exists()
+
     def store_config(self) -> StoreConfig:
         """Which store to open: InfluxDB when INFLUX_URL is set, else SQLite in the data folder."""
         if self.influx_url:
             return StoreConfig.for_influx(
                 url=self.influx_url,
-                token=self.influx_token.get_secret_value(),
                 org=self.influx_org,
                 bucket_pred=self.influx_bucket_pred,
                 bucket_raw=self.influx_bucket_raw,

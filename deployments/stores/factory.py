@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from deployments.stores.base import HistoryReader, PredictionStore
+
+TOKEN_VARIABLE = "INFLUX_TOKEN"  # noqa: S105 - the name of a variable
 
 
 class StoreKind(StrEnum):
@@ -20,7 +23,8 @@ class StoreKind(StrEnum):
 class StoreConfig:
     """Where predictions go. Build it with `for_sqlite` or `for_influx`.
 
-    The token is not part of `repr`, so the configuration may be logged.
+    It holds no secret, because Ray keeps and shows what deployments are made with: InfluxDB's token is in the
+    environment (`INFLUX_TOKEN`) of whoever opens the store.
     """
 
     kind: StoreKind
@@ -28,7 +32,6 @@ class StoreConfig:
     retention_days: int = 0
     """Of the embedded store; 0 keeps every row. InfluxDB's buckets have a retention of their own."""
     influx_url: str = ""
-    influx_token: str = field(default="", repr=False)
     influx_org: str = ""
     influx_bucket_pred: str = ""
     influx_bucket_raw: str = ""
@@ -41,7 +44,7 @@ class StoreConfig:
         if self.kind is StoreKind.SQLITE and self.sqlite_path is None:
             raise ValueError("a SQLite store needs sqlite_path")
         if self.kind is StoreKind.INFLUXDB:
-            names = ("influx_url", "influx_token", "influx_org", "influx_bucket_pred", "influx_bucket_raw")
+            names = ("influx_url", "influx_org", "influx_bucket_pred", "influx_bucket_raw")
             missing = [name for name in names if not getattr(self, name)]
             if missing:
                 raise ValueError(f"an InfluxDB store needs {', '.join(missing)}")
@@ -55,13 +58,12 @@ class StoreConfig:
 
     @classmethod
     def for_influx(
-        cls, *, url: str, token: str, org: str, bucket_pred: str, bucket_raw: str, timeout_s: float = 2.0
+        cls, *, url: str, org: str, bucket_pred: str, bucket_raw: str, timeout_s: float = 2.0
     ) -> StoreConfig:
-        """InfluxDB 2 at `url`, with a token that may write to `bucket_pred`."""
+        """InfluxDB 2 at `url`; `INFLUX_TOKEN` must be allowed to read and write both buckets."""
         return cls(
             kind=StoreKind.INFLUXDB,
             influx_url=url,
-            influx_token=token,
             influx_org=org,
             influx_bucket_pred=bucket_pred,
             influx_bucket_raw=bucket_raw,
@@ -97,7 +99,7 @@ def open_history(config: StoreConfig) -> HistoryReader:
 def _influx(config: StoreConfig) -> dict[str, str]:
     return {
         "url": config.influx_url,
-        "token": config.influx_token,
+        "token": os.environ.get(TOKEN_VARIABLE, ""),
         "org": config.influx_org,
         "bucket_pred": config.influx_bucket_pred,
         "bucket_raw": config.influx_bucket_raw,

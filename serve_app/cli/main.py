@@ -8,6 +8,7 @@ from serve_app.cli.backfill import backfill
 from serve_app.cli.data import data
 from serve_app.cli.db import db
 from serve_app.cli.demo import demo
+from serve_app.cli.leave import leave
 from serve_app.cli.models import models
 from serve_app.cli.replay import replay
 from serve_app.cli.rollout import rollout
@@ -28,6 +29,7 @@ app.command()(run)
 app.command()(token)
 app.command()(backfill)
 app.command()(replay)
+app.command()(leave)
 app.command()(train)
 app.command()(ensemble)
 app.command()(evaluate)

@@ -39,7 +39,7 @@ from serve_app.cli.progress import StartProgress
 from serve_app.cli.readiness import Start, StartFailed
 from serve_app.cli.serve_api import ServeApi, ServeApiError
 from serve_app.cli.service_logs import LogFollower
-from serve_app.settings import PROXY_TRUST_VARIABLE, SettingsError, load_settings
+from serve_app.settings import LEAVING_NAME, PROXY_TRUST_VARIABLE, SettingsError, load_settings
 
 POLL_S = 0.3
 DEVELOPMENT_LIMITS = {
@@ -48,6 +48,8 @@ DEVELOPMENT_LIMITS = {
     "RATE_LIMIT_PER_IP": "12000",
 }
 """A developer alone replays days of recordings within minutes. Set them to meet production's."""
+PRODUCTION_DRAIN_DELAY_S = 5.0
+"""What balances load asks `/ready` every few seconds, and goes on sending until it has heard no."""
 DRAIN_TIMEOUT_S = 45.0
 """Serve gives its controller 30 s to stop every replica; a little longer, so that its verdict is heard."""
 FAILURE_GRACE_S = 3.0
@@ -73,15 +75,26 @@ def run(
         Path, typer.Option(envvar="NILM_DATA_DIR", help="Everything the service keeps; survives restarts.")
     ] = Path(".nilm"),
     num_cpus: Annotated[
-        int | None, typer.Option(min=1, help="Logical CPUs of the cluster. Default: what the machine has.")
+        int | None,
+        typer.Option(min=0, help="Logical CPUs. Default: what the machine has; 0: replicas run on nodes that join."),
     ] = None,
     start_timeout: Annotated[float, typer.Option(min=10, help="Seconds to become ready before giving up.")] = 300.0,
+    drain_delay: Annotated[
+        float | None,
+        typer.Option(
+            envvar="DRAIN_DELAY_S",
+            min=0,
+            help="Seconds between /ready turning false and the end of new requests. Default: 5 in production, else 0.",
+        ),
+    ] = None,
 ) -> None:
     """Start the service on this machine and keep it running until Ctrl-C."""
     console = Console(highlight=False)
     data_dir = data_dir.absolute()
     production = os.environ.setdefault("ENV", "development") == "production"
     listen_on = host or (ALL_INTERFACES if production else LOOPBACK)
+    if drain_delay is None:
+        drain_delay = PRODUCTION_DRAIN_DELAY_S if production else 0.0
     try:
         with stop_on_signals():
             serve_config = load_serve_config(config, port, listen_on)
@@ -90,7 +103,7 @@ def run(
             _clear_leftovers(console, data_dir)
             check_port_free(serve_config.port, listen_on)
             check_rollout(config)
-            code = _serve(console, serve_config, data_dir, num_cpus, start_timeout, production)
+            code = _serve(console, serve_config, data_dir, num_cpus, start_timeout, drain_delay, production)
             lock.close()
     except (PreflightRefused, SettingsError) as refusal:
         print(refusal, file=sys.stderr)
@@ -129,6 +142,7 @@ def _check_settings(data_dir: Path, production: bool) -> None:
 
 def _clear_leftovers(console: Console, data_dir: Path) -> None:
     """End what an earlier run of this data directory left behind; we hold its lock, so it is nobody's."""
+    (data_dir / LEAVING_NAME).unlink(missing_ok=True)
     if ended := OwnedProcesses(data_dir).end(grace_s=5.0):
         console.print(f"An earlier run was killed before it could clean up: ended its {len(ended)} processes.")
 
@@ -139,6 +153,7 @@ def _serve(
     data_dir: Path,
     num_cpus: int | None,
     start_timeout: float,
+    drain_delay: float,
     production: bool,
 ) -> int:
     started = time.monotonic()
@@ -157,23 +172,27 @@ def _serve(
             time.sleep(POLL_S)
         raise StartFailed(failure)  # noqa: TRY301 - the same ending as a failed start: logs kept, exit 1
     except StopRequested:
-        return _stop_gracefully(console, cluster, api)
+        return _stop_gracefully(console, cluster, api, drain_delay)
     except (StartFailed, ServeApiError) as failure:
         return _stop_after_failure(console, cluster, str(failure))
     finally:
         # Whatever happened, also an error of ours: nothing of this run survives it.
         with _deaf():
+            (data_dir / LEAVING_NAME).unlink(missing_ok=True)
             OwnedProcesses(data_dir, {cluster.process.pid} if cluster else set()).end(grace_s=0.0)
         if api is not None:
             api.close()
 
 
-def _stop_gracefully(console: Console, cluster: RayCluster | None, api: ServeApi | None) -> int:
+def _stop_gracefully(console: Console, cluster: RayCluster | None, api: ServeApi | None, drain_delay: float) -> int:
     if cluster is None or api is None:
         return 0
     started = time.monotonic()
     try:
         console.print("Stopping: requests in flight are finished first. Ctrl-C again stops at once.")
+        if drain_delay:
+            (cluster.data_dir / LEAVING_NAME).touch()
+            time.sleep(drain_delay)
         if not api.shutdown(DRAIN_TIMEOUT_S) and cluster.failure() is None and api.is_up():
             console.print("Serve did not finish draining in time; stopping it anyway.")
         cluster.stop()

@@ -26,7 +26,8 @@ async def live() -> dict[str, str]:
 
 @router.get("/ready", responses=NOT_READY, dependencies=PUBLIC)
 async def ready(response: Response, services: Annotated[Services, Depends(services_of)]) -> dict[str, object]:
-    """True when tokens can be verified, every configured appliance is warm and the store takes writes."""
+    """True when tokens can be verified, every configured appliance is warm, the store takes writes, and nobody has
+    said that this node is about to stop."""
     reasons = _not_ready(services)
     if not reasons:
         return {"status": "ready"}
@@ -61,8 +62,10 @@ async def prometheus(services: Annotated[Services, Depends(services_of)]) -> Res
 
 
 def _not_ready(services: Services) -> list[str]:
-    keys = [] if services.verifier.usable else ["identity: no keys to verify tokens with"]
-    return keys + services.catalogue.not_ready()
+    reasons = ["leaving: about to stop"] if services.settings.leaving else []
+    if not services.verifier.usable:
+        reasons.append("identity: no keys to verify tokens with")
+    return reasons + services.catalogue.not_ready()
 
 
 def _detailed(services: Services) -> bool:

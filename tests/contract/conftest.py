@@ -31,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("contract"))
 
 
+@pytest.fixture(autouse=True)
+def influx_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where whoever opens the store looks for it."""
+    monkeypatch.setenv("INFLUX_TOKEN", TOKEN)
+
+
 @pytest.fixture
 def make_set(make_point: Callable[..., PredictionPoint]) -> Callable[..., RecordSet]:
     """A record set of the points given, or of one point with changes."""
@@ -115,9 +121,7 @@ class InfluxBackend:
     server: InfluxServer
 
     def config(self) -> StoreConfig:
-        return StoreConfig.for_influx(
-            url=self.server.url, token=TOKEN, org=ORG, bucket_pred=BUCKET, bucket_raw="raw", timeout_s=2.0
-        )
+        return StoreConfig.for_influx(url=self.server.url, org=ORG, bucket_pred=BUCKET, bucket_raw="raw", timeout_s=2.0)
 
     def points(self) -> list[PredictionPoint]:
         return self.server.points()
@@ -150,9 +154,7 @@ class TsmBackend:
     _down: bool = False
 
     def config(self) -> StoreConfig:
-        return StoreConfig.for_influx(
-            url=self.server.url, token=TOKEN, org=ORG, bucket_pred=BUCKET, bucket_raw="raw", timeout_s=5.0
-        )
+        return StoreConfig.for_influx(url=self.server.url, org=ORG, bucket_pred=BUCKET, bucket_raw="raw", timeout_s=5.0)
 
     def points(self) -> list[PredictionPoint]:
         rows = self.server.rows(BUCKET, "prediction")

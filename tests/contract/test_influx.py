@@ -166,7 +166,7 @@ def test_a_deadline_too_near_is_not_the_stores_fault(influx_server: Any, store: 
 def test_nobody_there(influx_server: Any, store: InfluxStore, make_set: MakeSet) -> None:
     influx_server.kill()
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
-        store.write([make_set(wait_s=0.5)])
+        store.write([make_set(wait_s=5.0)])
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         store.ping()
 

@@ -110,12 +110,13 @@ def check(name: str, writes: Iterable[Write], stored: Iterable[Mapping[str, Any]
         replayed=sum(write.replayed for write in written.values()),
         refused=sum(write.refused for write in written.values()),
         gave_up=sum(write.gave_up for write in written.values()),
-        longest_outage_s=_longest_outage_s(list(written.values())),
+        longest_outage_s=longest_outage_s(written.values()),
     )
 
 
-def _longest_outage_s(writes: list[Write]) -> float:
+def longest_outage_s(writes: Iterable[Write]) -> float:
     """The longest time without any acknowledgement while somebody was waiting for one."""
+    writes = list(writes)
     if not writes:
         return 0.0
     moments = sorted(write.acknowledged_s for write in writes if write.acknowledged_s is not None)

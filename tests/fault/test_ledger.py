@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.fault.bench import FULL, PER_SECOND, SECONDS, Bench, start_bench
+from tests.fault.raylets import join
 
 both = pytest.mark.parametrize("bench", ["sqlite", "influxdb"], indirect=True)
 in_full_both = pytest.mark.parametrize("bench", ["sqlite", "influxdb"] if FULL else ["sqlite"], indirect=True)
@@ -186,3 +187,30 @@ async def test_calls_between_processes_fail_at_random(tmp_path: Path, store: str
         await traffic.run(SECONDS, PER_SECOND)
         verdict = bench.judge("17-rpc-chaos", traffic.writes)
         assert verdict.gave_up == 0
+
+
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+async def test_the_embedded_store_is_refused_on_a_second_node(bench: Bench, tmp_path: Path) -> None:
+    """A writer that was started again there would begin an empty file."""
+    node = await asyncio.to_thread(join, bench.service, tmp_path, "second")
+    try:
+        assert await asyncio.to_thread(bench.signal_one, "persistence", signal.SIGKILL) is not None
+        said = await asyncio.to_thread(_reason, bench, "persistence", "set INFLUX_URL")
+        assert "this cluster has 2" in said
+    finally:
+        await asyncio.to_thread(node.kill)
+    await asyncio.to_thread(_reason, bench, "persistence", "")
+    traffic = bench.traffic("one-node-again")
+    await traffic.run(1.0, PER_SECOND)
+    assert bench.judge("one-node-again", traffic.writes).gave_up == 0
+
+
+def _reason(bench: Bench, deployment: str, part: str) -> str:
+    """What Serve says of a deployment, once it says that; for "" once it is well."""
+    end = time.monotonic() + 120
+    while True:
+        state = bench.service.deployments()[deployment]
+        if part in state["message"] if part else state["status"] == "HEALTHY":
+            return str(state["message"])
+        assert time.monotonic() < end, state
+        time.sleep(0.5)

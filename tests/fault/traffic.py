@@ -16,8 +16,22 @@ from tests.fault.ledger import RETRYABLE, Write
 
 CLIENT_TIMEOUT_S = 12.0
 """A little more than the service's own deadline."""
+READY_PERIOD_S, READY_TIMEOUT_S = 0.5, 2.0
 PATIENCE_S = 60.0
 """How long a client that comes back does so."""
+
+
+async def _ask_ready(client: httpx.AsyncClient, held: asyncio.Event) -> None:
+    while True:
+        try:
+            ready = (await client.get("/ready", timeout=READY_TIMEOUT_S)).status_code == 200
+        except httpx.TransportError:
+            ready = False
+        if ready:
+            held.clear()
+        else:
+            held.set()
+        await asyncio.sleep(READY_PERIOD_S)
 
 
 @dataclass
@@ -31,6 +45,10 @@ class Traffic:
     seed: int = 1
     writes: list[Write] = field(default_factory=list)
     _number: itertools.count[int] = field(default_factory=itertools.count)
+    _windows: list[list[float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._windows = [[round(0.1 + n / 10, 3), *self.window[1:]] for n in range(7)]
 
     async def run(
         self,
@@ -39,8 +57,12 @@ class Traffic:
         *,
         with_key: bool = True,
         hang_up: Callable[[], float | None] | None = None,
+        balanced: bool = False,
     ) -> None:
-        """Send for `seconds`, then wait for everybody. `hang_up` gives the seconds after which a client leaves."""
+        """Send for `seconds`, then wait for everybody. `hang_up` gives the seconds after which a client leaves.
+
+        `balanced`: through something that asks `/ready` and sends nothing new while the answer is no.
+        """
         chance = random.Random(self.seed)  # noqa: S311
         headers = {"Authorization": f"Bearer {self.token}"}
         limits = httpx.Limits(max_connections=400, max_keepalive_connections=64)
@@ -49,13 +71,19 @@ class Traffic:
         ) as client:
             started = time.monotonic()
             tasks: list[asyncio.Task[None]] = []
+            held, held_s = asyncio.Event(), 0.0
+            asking = asyncio.create_task(_ask_ready(client, held)) if balanced else None
             while (now := time.monotonic() - started) < seconds:
+                if held.is_set():
+                    held_s = now * per_second - len(tasks)
                 # Open loop: a slow service does not slow its clients down.
-                while len(tasks) < now * per_second:
+                while len(tasks) < now * per_second - held_s:
                     write = self.new_write(with_key=with_key)
                     leaves_after_s = None if hang_up is None else hang_up()
                     tasks.append(asyncio.create_task(self._send(client, write, chance, leaves_after_s)))
                 await asyncio.sleep(0.01)
+            if asking is not None:
+                asking.cancel()
             await asyncio.gather(*tasks)
 
     def new_write(self, *, with_key: bool = True) -> Write:
@@ -64,7 +92,7 @@ class Traffic:
         body: dict[str, Any] = {
             "building_id": f"{self.name}--{n:05d}",
             "appliance_id": "kettle",
-            "window": [round(0.1 + n % 7 / 10, 3), *self.window[1:]],
+            "window": self._windows[n % len(self._windows)],
         }
         if n % 2:
             body["timestamp"] = f"2026-01-31T{n // 3600 % 24:02d}:{n // 60 % 60:02d}:{n % 60:02d}Z"
@@ -76,13 +104,13 @@ class Traffic:
         self, client: httpx.AsyncClient, write: Write, chance: random.Random, leaves_after_s: float | None
     ) -> None:
         while True:
-            wait_s = await self._attempt(client, write, leaves_after_s)
+            wait_s = await self.attempt(client, write, leaves_after_s)
             if write.key is None or wait_s is None or time.monotonic() - write.started_s > PATIENCE_S:
                 return
             leaves_after_s = None
             await asyncio.sleep(wait_s * chance.uniform(0.5, 1.0))
 
-    async def _attempt(self, client: httpx.AsyncClient, write: Write, leaves_after_s: float | None) -> float | None:
+    async def attempt(self, client: httpx.AsyncClient, write: Write, leaves_after_s: float | None) -> float | None:
         """One request; the seconds to wait before the next, or None when there is nothing more to try."""
         headers = {} if write.key is None else {"Idempotency-Key": write.key}
         write.statuses.append(0)

@@ -10,11 +10,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import yaml
@@ -48,6 +48,12 @@ class Service:
     config: Path
     process: subprocess.Popen[bytes]
     output: Path
+    environment: Mapping[str, str]
+
+    def start_again(self) -> None:
+        """The same command, after its process has ended; returns at once."""
+        with self.output.open("ab") as sink:
+            self.process = _start(self.process.args, self.environment, sink)
 
     @property
     def database(self) -> Path:
@@ -96,7 +102,7 @@ class Service:
         return len(pids)
 
     @property
-    def _dashboard(self) -> tuple[str, str]:
+    def dashboard(self) -> tuple[str, str]:
         """Address and token of this run's own cluster."""
         script = (self.data_dir / SHELL_FILE_NAME).read_text()
         address = script.split("RAY_DASHBOARD_ADDRESS=")[1].split()[0]
@@ -104,14 +110,18 @@ class Service:
 
     def serve_api(self) -> ServeApi:
         """The Serve REST API of this run's own cluster."""
-        return ServeApi(*self._dashboard)
+        return ServeApi(*self.dashboard)
 
     def deployments(self) -> dict[str, Any]:
         """The application's deployments as Serve reports them, replicas and their processes included."""
-        address, token = self._dashboard
+        address, token = self.dashboard
         headers = {"Authorization": f"Bearer {token}"}
         reply = httpx.get(address + APPLICATIONS_PATH, headers=headers, timeout=30, trust_env=False)
         return dict(reply.json()["applications"]["nilm"]["deployments"])
+
+
+def _start(command: Any, environment: Mapping[str, str], sink: BinaryIO) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT)
 
 
 def service_config(
@@ -146,10 +156,17 @@ def service_config(
 
 @contextmanager
 def running_service(
-    folder: Path, config: Path | None = None, environment: Mapping[str, str] | None = None, *, wait_ready: bool = True
+    folder: Path,
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    wait_ready: bool = True,
+    num_cpus: int = 4,
+    others_join: Callable[[Service], None] | None = None,
 ) -> Iterator[Service]:
     """Start, wait until ready, hand over, stop; a failed start shows the service's own words.
 
+    `others_join` is called while it starts, for nodes without which it cannot be ready.
     With NILM_TEST_PRODUCTION_MODE set, Serve runs as in production.
     """
     port = free_port()
@@ -166,22 +183,24 @@ def running_service(
         **(environment or {}),
     }
     command = [sys.executable, "-m", "serve_app.cli.main", "run", "--config", str(config), "--port", str(port)]
-    command += ["--data-dir", str(data_dir), "--num-cpus", "4"]
+    command += ["--data-dir", str(data_dir), "--num-cpus", str(num_cpus)]
     with output.open("wb") as sink:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=sink, stderr=subprocess.STDOUT)
-    service = Service(f"http://127.0.0.1:{port}", data_dir, config, process, output)
+        process = _start(command, env, sink)
+    service = Service(f"http://127.0.0.1:{port}", data_dir, config, process, output, env)
     try:
+        if others_join is not None:
+            others_join(service)
         _wait(service, "/ready" if wait_ready else "/live")
         # Alive is not loaded: this file is written when everything that can serve does, and tests read it.
         _wait_for_announcement(service)
         yield service
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+        if service.process.poll() is None:
+            service.process.send_signal(signal.SIGINT)
             try:
-                process.wait(90)
+                service.process.wait(90)
             except subprocess.TimeoutExpired:
-                process.kill()
+                service.process.kill()
         service.kill_everything()
 
 

@@ -79,7 +79,7 @@ def read_until(process: subprocess.Popen[str], beginning: str) -> tuple[str, lis
 @pytest.mark.timeout(START_TIMEOUT_S + STOP_TIMEOUT_S)
 def test_start_paste_stop(tmp_path: Path) -> None:
     data_dir, port = tmp_path / "data with a space", free_port()
-    with nilm_run(data_dir, "--port", str(port)) as process:
+    with nilm_run(data_dir, "--port", str(port), "--drain-delay", "3") as process:
         curl, before = read_until(process, "curl ")
         assert any("Ready after" in line for line in before), before
 
@@ -132,9 +132,18 @@ def test_start_paste_stop(tmp_path: Path) -> None:
         owned = OwnedProcesses(data_dir)
         assert len(owned.find()) > 5
         process.send_signal(signal.SIGINT)
+        read_until(process, "Stopping: ")
+        # Whoever balances in front hears no before anything is refused.
+        asked = time.monotonic()
+        while (ready := httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False)).status_code == 200:
+            assert time.monotonic() < asked + 2, "it is still ready"
+        assert ready.json()["reasons"] == ["leaving: about to stop"]
+        late = subprocess.run(["bash", "-c", curl], capture_output=True, timeout=30, cwd=tmp_path, check=True)
+        assert json.loads(late.stdout)["persisted"] is True, late.stdout
         output, _ = process.communicate(timeout=STOP_TIMEOUT_S)
         assert process.returncode == 0, output
         assert "nothing is left running" in output
+        assert not (data_dir / "leaving").exists()
         assert owned.find() == []
         assert not list(data_dir.glob("ray-temp")), "the temporary directory is removed with its link"
 

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from serve_app.cli.cluster import MMAP_THRESHOLD_BYTES, PRODUCTION_MODE, TRIM_THRESHOLD_BYTES
+from serve_app.cli.main import app
 
 ROOT = Path(__file__).parents[2]
+STOP_S = 45
+"""Ray's own time to stop, and some."""
 SPREAD = {"max_replicas_per_node", "autoscaling_config"}
 """What is another on a cluster."""
 
@@ -67,7 +71,16 @@ def test_the_head_can_be_lost(cluster: dict[str, Any]) -> None:
     assert workers["minReplicas"] >= 3
     spread = [one["topologyKey"] for one in workers["template"]["spec"]["topologySpreadConstraints"]]
     assert spread == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
-    assert workers["template"]["spec"]["terminationGracePeriodSeconds"] >= 75
+
+
+def test_a_pod_leaves_before_it_is_stopped(cluster: dict[str, Any]) -> None:
+    (workers,) = cluster["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    command = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:2] == ["nilm", "leave"]
+    assert CliRunner().invoke(app, [*command[1:], "--help"]).exit_code == 0, "the command does not know its options"
+    within_s = int(command[command.index("--within-s") + 1])
+    assert workers["template"]["spec"]["terminationGracePeriodSeconds"] >= within_s + STOP_S
 
 
 def test_every_pod_runs_serve_as_production_does(pods: list[dict[str, Any]]) -> None:

@@ -125,7 +125,7 @@ def test_every_setting_is_in_the_example(example: dict[str, str | None]) -> None
 
 def test_the_example_has_no_variable_that_nothing_reads(example: dict[str, str | None]) -> None:
     known = {name.upper() for name in Settings.model_fields} | {REGISTRY_VARIABLE, EXPORTER_VARIABLE}
-    assert set(example) - known == {"PORT", "NILM_HOST"}
+    assert set(example) - known == {"PORT", "NILM_HOST", "DRAIN_DELAY_S"}
 
 
 def test_the_example_itself_is_refused_in_production_for_every_placeholder(

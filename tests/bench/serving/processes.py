@@ -118,9 +118,14 @@ def memory_mb(root: int) -> float:
 
 def memory_by_process_mb(root: int) -> dict[str, float]:
     """The same by name."""
+    return memory_of_mb(one.pid for one in _tree_now(root))
+
+
+def memory_of_mb(pids: Iterable[int]) -> dict[str, float]:
+    """The same of these processes."""
     found: dict[str, float] = defaultdict(float)
-    for one in _tree_now(root):
-        found[process_name(_command(one.pid))] += _pss_kb(one.pid) / KB_PER_MB
+    for pid in pids:
+        found[process_name(_command(pid))] += _pss_kb(pid) / KB_PER_MB
     return dict(found)
 
 

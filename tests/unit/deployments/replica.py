@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 from deployments.appliance import MAX_BATCH_WINDOWS, ApplianceModel
+from deployments.autoscaling import HeldBack
 from deployments.batching import Batcher
 from deployments.blocks import InferenceBlock
 from deployments.comparison import Comparison
@@ -145,7 +146,7 @@ class Kettle:
         model._stable, model._canary = Forward("stable"), Forward("canary")
         model._comparison = Comparison(model._tally)
         model._live, model._logged_plan = 0, None
-        model._behind, model._logged = (0, 0.0), None
+        model._held_back, model._logged = HeldBack(), None
         model._stable_windows = Batcher(model._run_stable, MAX_BATCH_WINDOWS)
         model._canary_windows = Batcher(model._run_canary, MAX_BATCH_WINDOWS)
 

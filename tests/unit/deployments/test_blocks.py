@@ -16,8 +16,8 @@ def test_windows_of_any_length_come_back_as_they_were() -> None:
     requests = [
         InferenceRequest(f"home-{n}", window, 100.0 + n, list(Attribution)[n % 2]) for n, window in enumerate(windows)
     ]
-    block = pickle.loads(pickle.dumps(InferenceBlock.of(requests, waiting=7)))  # noqa: S301 - as a handle does
-    assert block.waiting == 7
+    block = pickle.loads(pickle.dumps(InferenceBlock.of(requests, "ingress-1", 7.5)))  # noqa: S301 - as a handle does
+    assert (block.sender, block.waiting) == ("ingress-1", 7.5)
     assert block.windows_kw.dtype == np.float32
     for got, sent in zip(block.requests(), requests, strict=True):
         assert np.array_equal(got.window_kw, sent.window_kw)

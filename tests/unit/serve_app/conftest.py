@@ -443,7 +443,7 @@ async def start(
     configuration = Settings(**values)
     coordinator = FakeCoordinator(configuration.requests_per_minute, tuple(fakes))
     catalogue = Catalogue(fakes, store, coordinator, logger)
-    models = {name: ModelClient(fake, partial(catalogue.replicas, name)) for name, fake in fakes.items()}
+    models = {name: ModelClient(fake, partial(catalogue.replicas, name), "ingress") for name, fake in fakes.items()}
     source = grants or FixedGrants()
     cache = GrantCache(source)
     registry = Registry((entry("kettle", "0.9.0", active=False), entry("kettle", "1.0.0", active=True)), Path())

@@ -66,7 +66,7 @@ async def test_what_waits_travels_as_one_call_that_says_how_much_more_there_is(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inference, "CALL_SAMPLES", 20)
-    client = ModelClient(calls, lambda: 1)
+    client = ModelClient(calls, lambda: 1, "ingress")
     running = await fill(client)
     waiting = [run(client) for _ in range(6)]
     await asyncio.sleep(0.005)
@@ -77,8 +77,23 @@ async def test_what_waits_travels_as_one_call_that_says_how_much_more_there_is(
     assert [block.waiting for block in calls.blocks[CALLS_PER_REPLICA:]] == [2, 0]
 
 
+async def test_each_replica_hears_of_its_share_of_what_waits(calls: Calls) -> None:
+    client = ModelClient(calls, lambda: 3, "ingress-7")
+    running = await fill(client, replicas=3)
+    waiting = [run(client) for _ in range(6)]
+    await asyncio.sleep(0.005)
+    calls.open.set()
+    await asyncio.gather(*running, *waiting)
+    assert {block.sender for block in calls.blocks} == {"ingress-7"}
+    # Whatever travels, what stays is a third for each: three replicas that hear of it add it up to what there is.
+    left = 6
+    for block in calls.blocks[CALLS_PER_REPLICA * 3 :]:
+        left -= len(block.lengths)
+        assert block.waiting == pytest.approx(left / 3)
+
+
 async def test_more_replicas_get_more_calls_at_once(calls: Calls) -> None:
-    client = ModelClient(calls, lambda: 3)
+    client = ModelClient(calls, lambda: 3, "ingress")
     running = await fill(client, replicas=3)
     assert calls.sizes == [1] * CALLS_PER_REPLICA * 3
     calls.open.set()
@@ -86,7 +101,7 @@ async def test_more_replicas_get_more_calls_at_once(calls: Calls) -> None:
 
 
 async def test_a_window_that_fails_fails_alone(calls: Calls) -> None:
-    client = ModelClient(calls, lambda: 0)
+    client = ModelClient(calls, lambda: 0, "ingress")
     running = await fill(client)
     odd, even = run(client, "odd"), run(client, "even")
     calls.open.set()
@@ -95,7 +110,7 @@ async def test_a_window_that_fails_fails_alone(calls: Calls) -> None:
 
 
 async def test_a_deadline_and_a_client_that_leaves_concern_one_window(calls: Calls) -> None:
-    client = ModelClient(calls, lambda: 1)
+    client = ModelClient(calls, lambda: 1, "ingress")
     running = await fill(client)
     late, gone, patient = run(client, wait_s=0.03), run(client), run(client)
     await asyncio.sleep(0.005)
@@ -109,7 +124,7 @@ async def test_a_deadline_and_a_client_that_leaves_concern_one_window(calls: Cal
 
 async def test_who_comes_when_too_many_wait_is_refused_at_once(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "WAITING_WINDOWS", 3)
-    client = ModelClient(calls, lambda: 1)
+    client = ModelClient(calls, lambda: 1, "ingress")
     running = await fill(client)
     waiting = [run(client) for _ in range(3)]
     await asyncio.sleep(0)

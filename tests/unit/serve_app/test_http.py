@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from deployments.contracts import NotPersisted, PersistFailure, RefusedVersion
-from serve_app.settings import Environment
+from serve_app.settings import LEAVING_NAME, Environment
 from tests.told import Told
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -338,6 +339,16 @@ async def test_a_refused_version_is_a_reason_only_when_nothing_serves(kit: Any) 
         await service.catalogue.refresh()
         response = await service.client.get("/ready")
         assert response.json()["reasons"] == ["kettle: refused: sha256_mismatch: model.safetensors has sha256 00"]
+
+
+async def test_a_node_that_is_about_to_stop_is_not_ready_and_still_answers(kit: Any, tmp_path: Path) -> None:
+    async with kit.start(nilm_data_dir=tmp_path) as service:
+        assert (await service.client.get("/ready")).status_code == 200
+        (tmp_path / LEAVING_NAME).touch()
+        response = await service.client.get("/ready")
+        assert (response.status_code, response.json()["reasons"]) == (503, ["leaving: about to stop"])
+        assert (await service.client.get("/live")).status_code == 200
+        assert (await service.client.get("/models")).status_code == 200
 
 
 async def test_an_answer_ages(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:

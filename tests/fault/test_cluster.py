@@ -1,28 +1,28 @@
-"""Two nodes, each with a replica of the kettle and a cache of its own: what is reloaded and rolled out is on both."""
+"""Two nodes that serve and a head that does not: both have the same versions, and either may go."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from serve_app.cli.processes import OwnedProcesses
+from tests.fault.drill import HEAD, Drill
+from tests.fault.operations import FAULTS
 from tests.fault.rollout_bench import A, B, RolloutBench, registry_with_all_sorts
-from tests.integration.service import Service, running_service, service_config
+from tests.fault.system import System, three_nodes
+from tests.integration.service import Service
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+PER_SECOND = 10.0
+LOST, LEAVES = (next(one for one in FAULTS if one.number == number and 3 in one.nodes) for number in ("14", "15"))
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -49,14 +49,18 @@ class Files(ThreadingHTTPServer):
 
 @dataclass
 class Nodes:
-    """The service, the server its models come from, and the kettle's replicas."""
+    """The cluster, the server its models come from, and the kettle's replicas."""
 
-    service: Service
+    system: System
     files: Files
     bench: RolloutBench = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bench = RolloutBench(self.service, [])
+        self.bench = RolloutBench(self.system.service, [])
+
+    @property
+    def service(self) -> Service:
+        return self.system.service
 
     def reload(self) -> list[dict[str, Any]]:
         """POST /admin/reload-models, by replica."""
@@ -82,61 +86,15 @@ class Nodes:
             time.sleep(1)
 
 
-def join_node(service: Service, folder: Path) -> None:
-    """Another raylet, with the environment of the first, and a data folder of its own."""
-    head = next(pid for pid in OwnedProcesses(service.data_dir).find() if "raylet" in _command(pid))
-    environment = dict(
-        entry.split("=", 1) for entry in Path(f"/proc/{head}/environ").read_text().split("\0") if "=" in entry
-    )
-    address = next(
-        word.split("=", 1)[1]
-        for word in (service.data_dir / "serve-env.sh").read_text().split()
-        if word.startswith("RAY_ADDRESS=")
-    )
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block", "--num-cpus=2"]
-    command += [
-        "--min-worker-port=0",
-        "--max-worker-port=0",
-        "--dashboard-agent-listen-port=0",
-        "--disable-usage-stats",
-    ]
-    with (folder / "node.log").open("wb") as output:
-        subprocess.Popen(
-            command,
-            env={**os.environ, **environment, "NILM_DATA_DIR": str(folder / "second")},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
-    except OSError:
-        return ""
-
-
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Nodes]:
-    (tmp_path / "registry").mkdir()
-    registry_with_all_sorts(tmp_path / "registry")
-    files = Files(tmp_path / "registry")
-    config = service_config(tmp_path / "serve_config.yaml", appliances=["kettle"], plans={"kettle": {"stable": A}})
-    environment = {"MODEL_REGISTRY_URI": f"http://127.0.0.1:{files.server_port}/registry.json"}
-    with running_service(tmp_path, config, environment) as service:
-        join_node(service, tmp_path)
-        document = yaml.safe_load(config.read_text())
-        for deployment in document["applications"][0]["deployments"]:
-            if deployment["name"] == "kettle":
-                # Only so are they on two nodes.
-                deployment |= {"num_replicas": 2, "max_replicas_per_node": 1}
-                del deployment["autoscaling_config"]
-        config.write_text(yaml.safe_dump(document, sort_keys=False))
-        one = Nodes(service, files)
-        one.bench.deploy({"stable": A})
-        yield one
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "registry").mkdir()
+    registry_with_all_sorts(folder / "registry")
+    files = Files(folder / "registry")
+    variables = {"MODEL_REGISTRY_URI": f"http://127.0.0.1:{files.server_port}/registry.json"}
+    with three_nodes(folder, variables, plans={"kettle": {"stable": A}}) as system:
+        yield Nodes(system, files)
     files.shutdown()
 
 
@@ -171,3 +129,19 @@ async def test_two_nodes_read_and_serve_the_same(nodes: Nodes) -> None:
     nodes.bench.deploy({"stable": "3.0.0-sha"})
     await nodes.bench.until(lambda state: state["refused"])
     assert {one["versions"]["stable"] for one in nodes.reload()} == {B}
+
+
+async def test_a_node_that_is_lost_costs_nobody_a_prediction(nodes: Nodes) -> None:
+    done = await Drill(nodes.system, PER_SECOND).run(replace(LOST, at_least_s=30.0))
+    print(f"\n{HEAD}\n{done.row()}")
+    assert all(verdict.clean for verdict in done.verdicts)
+    assert done.never_answered == 0
+
+
+async def test_a_node_that_leaves_fails_nobody(nodes: Nodes) -> None:
+    done = await Drill(nodes.system, PER_SECOND).run(replace(LEAVES, at_least_s=60.0))
+    print(f"\n{HEAD}\n{done.row()}")
+    assert all(verdict.clean for verdict in done.verdicts)
+    assert done.never_answered == 0
+    assert not done.failed_once, "those who try once were not to notice"
+    assert "nothing serves on node" in done.remark

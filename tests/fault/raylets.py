@@ -1,0 +1,127 @@
+"""More nodes for the cluster of a running service, on this machine: each a raylet with a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from serve_app.cli.cluster import RAY_OUTPUT_FILE_NAME
+from serve_app.cli.processes import OwnedProcesses
+from tests.integration.service import Service
+
+JOIN_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.2
+NODE_CPUS = 2
+_ADDRESS = re.compile(r"ray start --address='([^']+)'")
+
+
+@dataclass
+class Raylet:
+    """One node. `process` is `ray start --block`, which leads the session of all its processes."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+
+    def pids(self) -> list[int]:
+        """Of everything that runs on it."""
+        return [pid for pid in _all_pids() if _session(pid) == self.process.pid]
+
+    def kill(self) -> int:
+        """As when its machine loses power; returns how many processes that were."""
+        pids = self.pids()
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+        return len(pids)
+
+    def terminate(self) -> None:
+        """As Kubernetes ends a pod: SIGTERM, patience, SIGKILL."""
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_TIMEOUT_S)
+        self.kill()
+
+
+def join(service: Service, folder: Path, name: str, variables: Mapping[str, str] | None = None) -> Raylet:
+    """Another node, with the environment of the first one and what `variables` say; returns when it has joined."""
+    environment = _environment_of_the_head(service) | {"NILM_DATA_DIR": str(folder / name)} | dict(variables or {})
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={_address(service)}", "--block"]
+    command += [f"--num-cpus={NODE_CPUS}", f"--node-name={name}", "--object-store-memory=100000000"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+    command.append("--disable-usage-stats")
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    end = time.monotonic() + JOIN_TIMEOUT_S
+    while "Ray runtime started" not in (said := log.read_text(errors="replace")):
+        assert process.poll() is None, said[-2000:]
+        assert time.monotonic() < end, said[-2000:]
+        time.sleep(POLL_S)
+    return Raylet(name, process)
+
+
+def node_id(service: Service, name: str) -> str:
+    """Ray's id of the living node of that name."""
+    address, token = service.dashboard
+    reply = httpx.get(
+        f"{address}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False
+    )
+    nodes = reply.json()["data"]["result"]["result"]
+    return next(str(one["node_id"]) for one in nodes if one["node_name"] == name and one["state"] == "ALIVE")
+
+
+def _address(service: Service) -> str:
+    """Of Ray's head, as soon as it has said it."""
+    end = time.monotonic() + JOIN_TIMEOUT_S
+    path = service.data_dir / RAY_OUTPUT_FILE_NAME
+    while not (path.exists() and (said := _ADDRESS.search(path.read_text(errors="replace")))):
+        assert service.process.poll() is None, service.output.read_text()
+        assert time.monotonic() < end
+        time.sleep(POLL_S)
+    return said[1]
+
+
+def _environment_of_the_head(service: Service) -> dict[str, str]:
+    end = time.monotonic() + JOIN_TIMEOUT_S
+    while True:
+        for pid in OwnedProcesses(service.data_dir).find():
+            try:
+                if "raylet" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]:
+                    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+                    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+            except OSError:
+                continue
+        assert time.monotonic() < end
+        time.sleep(POLL_S)
+
+
+def _all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None

@@ -1,0 +1,25 @@
+"""`nilm leave` as far as it goes without a cluster; `tests/fault/test_cluster.py` lets a node leave."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from serve_app.cli.main import app
+from serve_app.cli.ports import free_port
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "no cluster"),
+        (["--address", "127.0.0.1"], "nothing answers at 127.0.0.1"),
+        (["--address", f"127.0.0.1:{free_port()}"], "nothing answers"),
+        (["--within-s", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_without_a_cluster_it_says_so(monkeypatch: pytest.MonkeyPatch, options: list[str], said: str) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    result = CliRunner().invoke(app, ["leave", *options])
+    assert result.exit_code != 0
+    assert said in result.output
