@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -135,7 +136,7 @@ def main() -> None:
         for fault in faults:
             began_s = time.monotonic()
             print(asyncio.run(drill.run(fault)).row(), flush=True)
-            print(f"  {time.monotonic() - began_s:.0f} s", end="\r", flush=True)
+            print(f"({time.monotonic() - began_s:.0f} s)", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def _leave(system: System, node: str) -> tuple[int, str]:
     nilm = f"{sys.executable} -m serve_app.cli.main"
     command = f". {system.service.data_dir}/serve-env.sh && exec {nilm} leave --node-id {node} --within-s {LEAVE_S}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=LEAVE_S + 60, check=False)
-    return done.returncode, (done.stdout + done.stderr).strip().splitlines()[-1]
+    return done.returncode, (done.stdout.strip() or done.stderr.strip().splitlines()[-1])
 
 
 FAULTS = (

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from serve_app.access.development_grants import GRANTS_FILE_NAME
 from serve_app.cli.cluster import RAY_OUTPUT_FILE_NAME
 from serve_app.cli.processes import OwnedProcesses
 from tests.integration.service import Service
@@ -58,7 +59,11 @@ class Raylet:
 
 def join(service: Service, folder: Path, name: str, variables: Mapping[str, str] | None = None) -> Raylet:
     """Another node, with the environment of the first one and what `variables` say; returns when it has joined."""
-    environment = _environment_of_the_head(service) | {"NILM_DATA_DIR": str(folder / name)} | dict(variables or {})
+    own = folder / name
+    own.mkdir(exist_ok=True)
+    # Who may do what is one file in development; everything else a node keeps is its own.
+    (own / GRANTS_FILE_NAME).symlink_to(service.data_dir / GRANTS_FILE_NAME)
+    environment = _environment_of_the_head(service) | {"NILM_DATA_DIR": str(own)} | dict(variables or {})
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={_address(service)}", "--block"]
     command += [f"--num-cpus={NODE_CPUS}", f"--node-name={name}", "--object-store-memory=100000000"]
     command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]

@@ -129,6 +129,8 @@ async def test_two_nodes_read_and_serve_the_same(nodes: Nodes) -> None:
     nodes.bench.deploy({"stable": "3.0.0-sha"})
     await nodes.bench.until(lambda state: state["refused"])
     assert {one["versions"]["stable"] for one in nodes.reload()} == {B}
+    nodes.bench.deploy({"stable": B})
+    await nodes.bench.until(lambda state: not state["refused"])
 
 
 async def test_a_node_that_is_lost_costs_nobody_a_prediction(nodes: Nodes) -> None:
