@@ -64,6 +64,8 @@ PRODUCTION_MODE = {
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_TIMEOUT_S),
     # A replica would keep up to a thousand lines of its log to itself, and take them along when it is killed.
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # A HAProxy that died is replaced at the third check that it misses: after half a minute with Serve's ten seconds.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # Serve's 30 s are for load balancers that poll; ours learns of a leaving replica within a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }

@@ -34,12 +34,17 @@ class Write:
     """Of each attempt; 0 where no answer came."""
     replayed: bool = False
     acknowledged_s: float | None = None
+    ended_s: float | None = None
+    """When the last attempt had its answer, or none."""
+    ours: bool = True
+    """Whether the last answer was the service's own, and not that of a proxy which knows no service."""
     reply: dict[str, Any] | None = None
 
     @property
     def refused(self) -> bool:
         """For good."""
-        return bool(self.statuses) and self.statuses[-1] not in RETRYABLE and self.acknowledged_s is None
+        final = bool(self.statuses) and self.statuses[-1] not in RETRYABLE and self.ours
+        return final and self.acknowledged_s is None
 
     @property
     def gave_up(self) -> bool:
@@ -120,5 +125,7 @@ def longest_outage_s(writes: Iterable[Write]) -> float:
     if not writes:
         return 0.0
     moments = sorted(write.acknowledged_s for write in writes if write.acknowledged_s is not None)
-    bounds = [min(write.started_s for write in writes), *moments]
+    waited = [write.ended_s for write in writes if write.acknowledged_s is None and write.ended_s is not None]
+    last = [end for end in [max(waited, default=0.0)] if moments and end > moments[-1]]
+    bounds = [min(write.started_s for write in writes), *moments, *last]
     return max((later - earlier for earlier, later in itertools.pairwise(bounds)), default=float("inf"))

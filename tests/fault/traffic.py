@@ -16,6 +16,7 @@ from tests.fault.ledger import RETRYABLE, Write
 
 CLIENT_TIMEOUT_S = 12.0
 """A little more than the service's own deadline."""
+OWN_TYPES = frozenset({"application/json", "application/problem+json"})
 READY_PERIOD_S, READY_TIMEOUT_S = 0.5, 2.0
 PATIENCE_S = 60.0
 """How long a client that comes back does so."""
@@ -119,10 +120,14 @@ class Traffic:
                 reply = await client.post("/infer", json=write.body, headers=headers)
         except (httpx.TransportError, TimeoutError):
             return 0.2
+        finally:
+            write.ended_s = time.monotonic()
         write.statuses[-1] = reply.status_code
+        write.ours = reply.headers.get("content-type", "") in OWN_TYPES
         if reply.status_code == 200:
             write.acknowledged_s = time.monotonic()
             write.reply = reply.json()
             write.replayed = reply.headers.get("idempotency-replayed") == "true"
             return None
-        return min(float(reply.headers.get("retry-after", 0.5)), 2.0) if reply.status_code in RETRYABLE else None
+        again = reply.status_code in RETRYABLE or not write.ours
+        return min(float(reply.headers.get("retry-after", 0.5)), 2.0) if again else None
