@@ -30,6 +30,7 @@ from deployments.history_contracts import (
     StoredMinutes,
 )
 from deployments.journal_contracts import JournalEntry
+from deployments.nodes import refuse_a_file_on_several_nodes
 from deployments.stores import HistoryReader, StoreConfig, StoreUnavailable, open_history
 
 READ_THREADS = 2
@@ -46,6 +47,7 @@ class HistoryReplica:
     """Reads the store on threads of its own."""
 
     def __init__(self, store_config: StoreConfig) -> None:
+        refuse_a_file_on_several_nodes(store_config)
         self._reader = open_history(store_config)
         self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="history")
 

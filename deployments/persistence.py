@@ -2,6 +2,8 @@
 
 Bind it in the composition root with `Persistence.bind(store_config)`. It runs as exactly one replica, the old one
 stopped before the new one starts: an SQLite file has one owner, and Idempotency-Keys in flight are known here only.
+When its node leaves a cluster there are two for a moment. A key that runs in the old one may then run again in the
+new one: InfluxDB, the store of clusters, knows when the first was received, and both write the same point.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from deployments.stores.base import HistoryReader, PredictionStore
+from deployments.stores.base import HistoryReader, PredictionStore, StoreUnavailable
 
 TOKEN_VARIABLE = "INFLUX_TOKEN"  # noqa: S105 - the name of a variable
 
@@ -74,7 +74,8 @@ class StoreConfig:
 def open_store(config: StoreConfig) -> PredictionStore:
     """Open the configured store.
 
-    SQLite raises StoreUnavailable when its file cannot be used; InfluxDB is not contacted before its first use.
+    Raises StoreUnavailable when an SQLite file cannot be used, or without InfluxDB's token. InfluxDB is not contacted
+    before its first use.
     """
     if config.sqlite_path is not None:
         from deployments.stores.sqlite import SqliteStore  # noqa: PLC0415 - only the chosen store is imported
@@ -86,7 +87,7 @@ def open_store(config: StoreConfig) -> PredictionStore:
 
 
 def open_history(config: StoreConfig) -> HistoryReader:
-    """The reading side of the configured store; contacts nothing before its first use."""
+    """The reading side of the configured store; contacts nothing before its first use. Raises as `open_store`."""
     if config.sqlite_path is not None:
         from deployments.stores.sqlite_history import SqliteHistory  # noqa: PLC0415 - only the chosen store
 
@@ -97,9 +98,12 @@ def open_history(config: StoreConfig) -> HistoryReader:
 
 
 def _influx(config: StoreConfig) -> dict[str, str]:
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        raise StoreUnavailable(f"{TOKEN_VARIABLE} is not set on this node")
     return {
         "url": config.influx_url,
-        "token": os.environ.get(TOKEN_VARIABLE, ""),
+        "token": token,
         "org": config.influx_org,
         "bucket_pred": config.influx_bucket_pred,
         "bucket_raw": config.influx_bucket_raw,

@@ -24,13 +24,8 @@ Address = Annotated[
 Application = Annotated[str, typer.Option(help="Name of the Serve application.")]
 
 
-@contextmanager
-def joined(address: str) -> Iterator[str]:
-    """Within it this process is a driver of the cluster at `address`; gives the URL of its dashboard.
-
-    Ends the command with one sentence when it cannot be one.
-    Ray itself would try for half a minute, and tell in ten lines.
-    """
+def expect_answer(address: str) -> None:
+    """Ends the command with one sentence when nothing answers where the cluster is to be."""
     if not address:
         fail("no cluster: start the service (nilm run), then: . .nilm/serve-env.sh  or give --address")
     host, _, port = address.rpartition(":")
@@ -38,6 +33,16 @@ def joined(address: str) -> Iterator[str]:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, ValueError, OverflowError):
         fail(f"nothing answers at {address}: is the service running? `. .nilm/serve-env.sh` tells where")
+
+
+@contextmanager
+def joined(address: str) -> Iterator[str]:
+    """Within it this process is a driver of the cluster at `address`; gives the URL of its dashboard.
+
+    Ends the command with one sentence when it cannot be one.
+    Ray itself would try for half a minute, and tell in ten lines.
+    """
+    expect_answer(address)
     # Ray's parts tell of every step; what a person needs to know of them comes back as a failure.
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     # Threads of Serve's handles outlive the connection; what they still ask must not start a cluster of its own.

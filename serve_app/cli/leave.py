@@ -1,55 +1,87 @@
 """`nilm leave`: takes one node of a cluster out of service, so that it can stop without anybody noticing.
 
-What runs before SIGTERM where something else stops nodes, as the preStop hook of a Kubernetes pod does.
+What runs before SIGTERM where something else stops nodes, as the preStop hook of a Kubernetes pod does. It asks Ray's
+head over HTTP and does not join the cluster: the raylet that it would join through is the one that goes.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from serve_app.cli.cluster_connection import Address, joined
+from serve_app.cli.cluster_connection import Address, expect_answer
 from serve_app.cli.serve_api import one_line
 from serve_app.cli.train import fail
 
 POLL_S = 0.5
+ANSWER_TIMEOUT_S = 5
 ASK_TIMEOUT_S = 30.0
+ALIVE = "ALIVE"
 REPLICA, PROXIES = "ServeReplica:", ("HAProxyManager", "ProxyActor")
 """How the classes of Serve's actors are called, or begin."""
+UNKNOWN = "what Ray's head did not tell"
 
 
 def leave(
     address: Address = "",
-    node_id: Annotated[str | None, typer.Option(help="Ray's id of the node. Default: the one this runs on.")] = None,
-    within_s: Annotated[int, typer.Option(min=1, help="After so many seconds it stops anyway.")] = 60,
+    node_id: Annotated[str | None, typer.Option(help="Ray's id of the node. Default: that of this machine.")] = None,
+    within_s: Annotated[int, typer.Option(min=1, help="After so many seconds it is to be stopped anyway.")] = 60,
 ) -> None:
     """Move what serves on a node to others, and come back when nothing is left there. Ends with 1 if something is.
 
-    Serve starts replacements elsewhere first; the node's proxy says no to health checks and goes on answering for at
-    least half a minute. The node itself goes on, for others to stop.
+    Serve starts replacements elsewhere first; without room for one it stops the replica shortly before the time is up.
+    The node's proxy says no to health checks and goes on answering for at least half a minute. A node that has
+    nothing to do any more ends by itself.
     """
+    expect_answer(address)
+    # Ray's functions put these above what they are told.
+    os.environ["RAY_ADDRESS"] = address
+    os.environ.pop("RAY_API_SERVER_ADDRESS", None)
     give_up_s = time.monotonic() + within_s
-    with joined(address):
-        node = node_id or _this_node()
-        _ask_to_drain(address, node, within_s)
-        with Console(stderr=True).status(f"node {node[:8]} is leaving") as status:
-            while left := _serving_on(node):
-                if time.monotonic() > give_up_s:
-                    fail(f"after {within_s} s there is still on node {node[:8]}: {', '.join(left)}")
-                status.update(f"node {node[:8]} is leaving; left: {', '.join(left)}")
-                time.sleep(POLL_S)
+    node = _chosen(_nodes(), node_id)
+    _ask_to_drain(address, node, within_s)
+    with Console(stderr=True).status(f"node {node[:8]} is leaving") as status:
+        while left := _left_on(node):
+            if time.monotonic() > give_up_s:
+                fail(f"after {within_s} s there is still on node {node[:8]}: {', '.join(left)}")
+            status.update(f"node {node[:8]} is leaving; left: {', '.join(left)}")
+            time.sleep(POLL_S)
     typer.echo(f"nothing serves on node {node[:8]} any more")
 
 
-def _this_node() -> str:
-    import ray  # noqa: PLC0415 - it takes seconds to import
+def _nodes() -> list[Any]:
+    """Those that live; ends with one sentence when the head does not say."""
+    from ray.util.state import list_nodes  # noqa: PLC0415 - it takes seconds to import
 
-    return str(ray.get_runtime_context().get_node_id())
+    try:
+        return list(list_nodes(filters=[("state", "=", ALIVE)], limit=10_000, timeout=ANSWER_TIMEOUT_S))
+    except Exception as error:  # noqa: BLE001 - Ray's, those of its HTTP client, and of the way it finds its head
+        fail(f"Ray's head does not say which nodes there are: {one_line(str(error)) or type(error).__name__}")
+
+
+def _chosen(nodes: Sequence[Any], node_id: str | None) -> str:
+    """The id of a node that may leave; ends with one sentence when it may not."""
+    from ray.util import get_node_ip_address  # noqa: PLC0415 - it takes seconds to import
+
+    here = get_node_ip_address()  # type: ignore[no-untyped-call]
+    mine = [one for one in nodes if (one.node_id == node_id if node_id else one.node_ip == here)]
+    if not mine:
+        fail(f"no living node is called {node_id}" if node_id else f"no living node has the address {here}")
+    if len(mine) > 1:
+        fail(f"name one by --node-id: {', '.join(one.node_id for one in mine)} have the address {here}")
+    (node,) = mine
+    if node.is_head_node:
+        fail("this is the cluster's head, and the cluster ends with it: stop the service instead")
+    if not any((one.resources_total or {}).get("CPU") for one in nodes if one is not node):
+        fail("no other node could take over what serves here: stop the service, or add a node first")
+    return str(node.node_id)
 
 
 def _ask_to_drain(address: str, node_id: str, within_s: int) -> None:
@@ -65,11 +97,16 @@ def _ask_to_drain(address: str, node_id: str, within_s: int) -> None:
         fail(f"node {node_id} cannot leave: {one_line(asked.stderr) or one_line(asked.stdout)}")
 
 
-def _serving_on(node_id: str) -> list[str]:
-    """The deployments with a replica there, and its proxy."""
+def _left_on(node_id: str) -> list[str]:
+    """The deployments with a replica there, and its proxy. Nothing once the node has ended."""
     from ray.util.state import list_actors  # noqa: PLC0415 - it takes seconds to import
 
-    actors = list_actors(filters=[("node_id", "=", node_id), ("state", "=", "ALIVE")], limit=1000)
+    try:
+        actors = list_actors(
+            filters=[("node_id", "=", node_id), ("state", "=", ALIVE)], limit=10_000, timeout=ANSWER_TIMEOUT_S
+        )
+    except Exception:  # noqa: BLE001 - see above; a head that restarts must not end the wait
+        return [UNKNOWN]
     replicas = {one.class_name.rpartition(":")[2] for one in actors if one.class_name.startswith(REPLICA)}
     proxies = {"its proxy" for one in actors if one.class_name in PROXIES}
     return [*sorted(replicas), *proxies]

@@ -9,6 +9,8 @@ from pathlib import Path
 LOOPBACK = "127.0.0.1"
 LOWEST_PORT = 20_000
 """Ray gives its workers those below it."""
+HIGHEST_PORT = 29_999
+"""Serve gives replicas of the ingress those above it."""
 OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 DEFAULT_OUTGOING_PORT = 32_768
 TRIES = 100
@@ -20,7 +22,7 @@ def free_port(preferred: int | None = None) -> int:
     Not one of those that the kernel gives to outgoing connections, while there are others: Ray opens hundreds before it
     takes the last of its ports, and all of it ends when one is gone by then. Raises OSError: none is left.
     """
-    for candidate in (preferred, *random.sample(range(LOWEST_PORT, _lowest_outgoing()), TRIES)):
+    for candidate in (preferred, *random.sample(range(LOWEST_PORT, min(_lowest_outgoing(), HIGHEST_PORT + 1)), TRIES)):
         if candidate is not None and _is_free(candidate):
             return candidate
     with socket.socket() as probe:

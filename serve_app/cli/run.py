@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -76,7 +76,7 @@ def run(
     ] = Path(".nilm"),
     num_cpus: Annotated[
         int | None,
-        typer.Option(min=0, help="Logical CPUs. Default: what the machine has; 0: replicas run on nodes that join."),
+        typer.Option(min=0, help="Logical CPUs. Default: what the machine has; 0: replicas run on other nodes only."),
     ] = None,
     start_timeout: Annotated[float, typer.Option(min=10, help="Seconds to become ready before giving up.")] = 300.0,
     drain_delay: Annotated[
@@ -157,6 +157,7 @@ def _serve(
     production: bool,
 ) -> int:
     started = time.monotonic()
+    delay_s = 0.0  # nobody sends anything before it is ready
     cluster: RayCluster | None = None
     api: ServeApi | None = None
     try:
@@ -165,6 +166,7 @@ def _serve(
         with StartProgress(console) as progress:
             reasons = Start(api, config, progress, cluster.failure, started + start_timeout).bring_up()
         announce(console, config, cluster, production, time.monotonic() - started, reasons)
+        delay_s = drain_delay
         follower = LogFollower(cluster.serve_logs)
         while (failure := cluster.failure()) is None:
             if production:
@@ -172,14 +174,15 @@ def _serve(
             time.sleep(POLL_S)
         raise StartFailed(failure)  # noqa: TRY301 - the same ending as a failed start: logs kept, exit 1
     except StopRequested:
-        return _stop_gracefully(console, cluster, api, drain_delay)
+        return _stop_gracefully(console, cluster, api, delay_s)
     except (StartFailed, ServeApiError) as failure:
         return _stop_after_failure(console, cluster, str(failure))
     finally:
         # Whatever happened, also an error of ours: nothing of this run survives it.
         with _deaf():
-            (data_dir / LEAVING_NAME).unlink(missing_ok=True)
             OwnedProcesses(data_dir, {cluster.process.pid} if cluster else set()).end(grace_s=0.0)
+            with suppress(OSError):
+                (data_dir / LEAVING_NAME).unlink()
         if api is not None:
             api.close()
 
@@ -191,7 +194,8 @@ def _stop_gracefully(console: Console, cluster: RayCluster | None, api: ServeApi
     try:
         console.print("Stopping: requests in flight are finished first. Ctrl-C again stops at once.")
         if drain_delay:
-            (cluster.data_dir / LEAVING_NAME).touch()
+            with suppress(OSError):  # a full disk: then it is told to nobody
+                (cluster.data_dir / LEAVING_NAME).touch()
             time.sleep(drain_delay)
         if not api.shutdown(DRAIN_TIMEOUT_S) and cluster.failure() is None and api.is_up():
             console.print("Serve did not finish draining in time; stopping it anyway.")

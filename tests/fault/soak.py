@@ -71,11 +71,14 @@ async def soak(system: System, minutes: float, share: float, chance: random.Rand
     )
     looks: list[tuple[float, dict[str, float]]] = []
     looking = asyncio.create_task(_look(system, looks))
-    kills = await _kill(system, load, chance)
-    await load
-    looking.cancel()
-    await asyncio.to_thread(system.settle)
-    report(system, once, back, kills, looks)
+    kills: Counter[str] = Counter()
+    try:
+        await _kill(system, load, chance, kills)
+        await load
+        looking.cancel()
+        await asyncio.to_thread(system.settle)
+    finally:
+        report(system, once, back, kills, looks)
 
 
 async def closed_loop(system: System, seconds: float) -> float:
@@ -96,18 +99,17 @@ async def closed_loop(system: System, seconds: float) -> float:
     return sum(write.acknowledged_s is not None for write in traffic.writes) / seconds
 
 
-async def _kill(system: System, load: asyncio.Future[object], chance: random.Random) -> Counter[str]:
+async def _kill(system: System, load: asyncio.Future[object], chance: random.Random, kills: Counter[str]) -> None:
     """Until the load ends; a kill of what is not there right now counts as none."""
-    kills: Counter[str] = Counter()
     began_s = time.monotonic()
     while True:
         await asyncio.wait({load}, timeout=KILL_EVERY_S)
         if load.done():
-            return kills
+            return
         kind = chance.choice(list(KILLS))
         try:
             await KILLS[kind](system)
-        except (LookupError, ProcessLookupError, httpx.HTTPError) as absent:
+        except (LookupError, ProcessLookupError, ValueError, httpx.HTTPError) as absent:
             print(f"{(time.monotonic() - began_s) / 60:5.1f} min: {kind} was not there ({type(absent).__name__})")
         else:
             kills[kind] += 1

@@ -72,13 +72,13 @@ class Traffic:
         ) as client:
             started = time.monotonic()
             tasks: list[asyncio.Task[None]] = []
-            held, held_s = asyncio.Event(), 0.0
+            held, held_back = asyncio.Event(), 0.0
             asking = asyncio.create_task(_ask_ready(client, held)) if balanced else None
             while (now := time.monotonic() - started) < seconds:
                 if held.is_set():
-                    held_s = now * per_second - len(tasks)
+                    held_back = now * per_second - len(tasks)
                 # Open loop: a slow service does not slow its clients down.
-                while len(tasks) < now * per_second - held_s:
+                while len(tasks) < now * per_second - held_back:
                     write = self.new_write(with_key=with_key)
                     leaves_after_s = None if hang_up is None else hang_up()
                     tasks.append(asyncio.create_task(self._send(client, write, chance, leaves_after_s)))

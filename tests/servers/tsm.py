@@ -65,7 +65,10 @@ class TsmServer:
         if influxd is None or nginx is None:
             raise PartsMissing("influxd or nginx is not where Debian puts it")
         self._influxd = influxd
-        self._port, self._http_port, rpc_port = (free_port() for _ in range(3))
+        ports: set[int] = set()
+        while len(ports) < 3:
+            ports.add(free_port())
+        self._port, self._http_port, rpc_port = ports
         values = {"folder": folder, "port": self._port, "http_port": self._http_port, "rpc_port": rpc_port}
         (folder / "influxd.conf").write_text(_INFLUXD_CONF.format(**values))
         (folder / "nginx.conf").write_text(configuration(folder, _V2_WRITE.format(**values)))

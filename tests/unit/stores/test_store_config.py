@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployments.contracts import RecordSet
-from deployments.stores import StoreConfig, StoreKind, StoreUnavailable, open_store
+from deployments.stores import StoreConfig, StoreKind, StoreUnavailable, open_history, open_store
 from deployments.stores.line_protocol import encode
 from deployments.stores.ownership import StoreInUse
 from serve_app.settings import Environment, Settings
@@ -48,10 +48,20 @@ def test_sqlite_needs_a_path_and_a_timeout_is_positive() -> None:
         StoreConfig.for_influx(url="u", org="o", bucket_pred="p", bucket_raw="r", timeout_s=0)
 
 
-def test_opening_influx_contacts_nobody() -> None:
+def test_opening_influx_contacts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFLUX_TOKEN", "t")
     store = open_store(_influx(url="http://192.0.2.1:1"))
     assert store.kind == "influxdb"
     store.close()
+
+
+@pytest.mark.parametrize("open_it", [open_store, open_history])
+def test_a_node_without_the_token_says_so(
+    monkeypatch: pytest.MonkeyPatch, open_it: Callable[[StoreConfig], object]
+) -> None:
+    monkeypatch.delenv("INFLUX_TOKEN", raising=False)
+    with pytest.raises(StoreUnavailable, match="INFLUX_TOKEN is not set on this node"):
+        open_it(_influx())
 
 
 @pytest.mark.parametrize("failure", [StoreUnavailable("down", 7), StoreInUse("taken", 3)])
