@@ -21,7 +21,8 @@ from serve_app.cli.serve_api import one_line
 from serve_app.cli.train import fail
 
 POLL_S = 0.5
-ANSWER_TIMEOUT_S = 5
+AS_IT_IS: Any = {"limit": 10_000, "timeout": 5, "raise_on_missing_output": False}
+"""Ray calls it missing output, too, when it counts what lives and has the dead in its total."""
 ASK_TIMEOUT_S = 30.0
 ALIVE = "ALIVE"
 REPLICA, PROXIES = "ServeReplica:", ("HAProxyManager", "ProxyActor")
@@ -61,7 +62,7 @@ def _nodes() -> list[Any]:
     from ray.util.state import list_nodes  # noqa: PLC0415 - it takes seconds to import
 
     try:
-        return list(list_nodes(filters=[("state", "=", ALIVE)], limit=10_000, timeout=ANSWER_TIMEOUT_S))
+        return list(list_nodes(filters=[("state", "=", ALIVE)], **AS_IT_IS))
     except Exception as error:  # noqa: BLE001 - Ray's, those of its HTTP client, and of the way it finds its head
         fail(f"Ray's head does not say which nodes there are: {one_line(str(error)) or type(error).__name__}")
 
@@ -102,9 +103,7 @@ def _left_on(node_id: str) -> list[str]:
     from ray.util.state import list_actors  # noqa: PLC0415 - it takes seconds to import
 
     try:
-        actors = list_actors(
-            filters=[("node_id", "=", node_id), ("state", "=", ALIVE)], limit=10_000, timeout=ANSWER_TIMEOUT_S
-        )
+        actors = list_actors(filters=[("node_id", "=", node_id), ("state", "=", ALIVE)], **AS_IT_IS)
     except Exception:  # noqa: BLE001 - see above; a head that restarts must not end the wait
         return [UNKNOWN]
     replicas = {one.class_name.rpartition(":")[2] for one in actors if one.class_name.startswith(REPLICA)}
