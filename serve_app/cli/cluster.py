@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.access.development import write_private_file
-from serve_app.cli.ports import free_port
+from serve_app.cli.ports import free_port, reserve_block
 from serve_app.cli.processes import OWNER_VARIABLE, OwnedProcesses
 
 DEFAULT_DASHBOARD_PORT = 8265
@@ -73,9 +74,9 @@ PRODUCTION_MODE = {
 
 
 def cluster_environment(
-    base: Mapping[str, str], data_dir: Path, config_folder: Path, temp_dir: Path, token_path: Path
+    base: Mapping[str, str], data_dir: Path, config_folder: Path, temp_dir: Path, token_path: Path, ports: range
 ) -> dict[str, str]:
-    """The environment of every Ray process of this run, replicas included."""
+    """The environment of every Ray process of this run, replicas included. `ports`: for replicas of the ingress."""
     # An address or token meant for another cluster must not reach ours.
     environment = {
         name: value for name, value in base.items() if name not in {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"}
@@ -90,6 +91,8 @@ def cluster_environment(
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.start),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.stop),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
@@ -132,6 +135,8 @@ class RayCluster:
     token_path: Path
     process: subprocess.Popen[bytes]
     owned: OwnedProcesses
+    ports: socket.socket
+    """Keeps others from the ports of this run's ingresses."""
 
     @classmethod
     def start(cls, base: Mapping[str, str], data_dir: Path, config_folder: Path, num_cpus: int | None) -> RayCluster:
@@ -140,7 +145,8 @@ class RayCluster:
         # Not under the data directory: socket paths below it must fit into 107 bytes.
         temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir="/tmp"))
         _remember_temp_dir(data_dir, temp_dir)
-        environment = cluster_environment(base, data_dir, config_folder, temp_dir, token_path)
+        mark, ports = reserve_block()
+        environment = cluster_environment(base, data_dir, config_folder, temp_dir, token_path, ports)
         dashboard_port, metrics_port = free_port(DEFAULT_DASHBOARD_PORT), free_port(DEFAULT_METRICS_PORT)
         command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.executable]
         command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0"]
@@ -164,7 +170,7 @@ class RayCluster:
                 start_new_session=True,
             )
         owned = OwnedProcesses(data_dir, {process.pid})
-        return cls(data_dir, temp_dir, dashboard_port, metrics_port, token_path, process, owned)
+        return cls(data_dir, temp_dir, dashboard_port, metrics_port, token_path, process, owned, mark)
 
     @property
     def address(self) -> str:
@@ -212,6 +218,7 @@ class RayCluster:
         # Whatever was found above: this wait has no end of its own.
         self.process.kill()
         self.process.wait()
+        self.ports.close()
         shutil.rmtree(self.temp_dir, ignore_errors=True)
         (self.data_dir / TEMP_LINK_NAME).unlink(missing_ok=True)
 

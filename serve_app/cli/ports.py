@@ -1,4 +1,4 @@
-"""Ports that nothing listens on, for servers that are told their port before they take it."""
+"""Ports that nothing listens on, for servers that are told theirs before they take them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ LOOPBACK = "127.0.0.1"
 LOWEST_PORT = 20_000
 """Ray gives its workers those below it."""
 HIGHEST_PORT = 29_999
-"""Serve gives replicas of the ingress those above it."""
+"""Blocks of ports, see `reserve_block`, begin above it."""
+BLOCK_PORTS = 100
+"""More than one machine has ingresses."""
 OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 DEFAULT_OUTGOING_PORT = 32_768
 TRIES = 100
@@ -28,6 +30,25 @@ def free_port(preferred: int | None = None) -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def reserve_block() -> tuple[socket.socket, range]:
+    """Ports for one run alone, for as long as the socket, which has the one in front of them, is open.
+
+    Serve's replicas take theirs with SO_REUSEPORT: two runs that chose the same one would both get it, and the kernel
+    would give either of them the other's requests. Raises OSError: every block is somebody's.
+    """
+    firsts = range(HIGHEST_PORT + 1, DEFAULT_OUTGOING_PORT - BLOCK_PORTS, BLOCK_PORTS)
+    for first in random.sample(firsts, len(firsts)):
+        mark = socket.socket()
+        try:
+            mark.bind((LOOPBACK, first))
+            mark.listen()
+        except OSError:
+            mark.close()
+            continue
+        return mark, range(first + 1, first + BLOCK_PORTS)
+    raise OSError(f"each of the {len(firsts)} blocks of ports from {firsts[0]} on is in use")
 
 
 def _lowest_outgoing() -> int:

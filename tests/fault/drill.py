@@ -2,10 +2,11 @@
 
     python -m tests.fault.drill --nodes 3 --seconds 20
 
-In production mode, with two replicas of everything that can have them. On one node the store is the embedded one; on
-three (a head without replicas and two that serve, all on this machine) it is the InfluxDB of the tests. During each
-fault two kinds of clients send at a steady rate: those that come back with their Idempotency-Key, and those that try
-once. Prints a table. Asserts nothing; `tests/fault/test_cluster.py` does, of the faults that differ most.
+In production mode, with two replicas of everything that can have them. On one node the store is the embedded one. On
+three (a head without replicas and two that serve, each in a network of its own on this machine) it is the InfluxDB of
+the tests, and clients come through something that asks every node's `/-/healthz`. During each fault two kinds of
+clients send at a steady rate: those that come back with their Idempotency-Key, and those that try once. Prints a table.
+Asserts nothing; `tests/fault/test_cluster.py` does, of the faults that differ most.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fault.balancer import Balancer
 from tests.fault.ledger import Verdict, Write, check, longest_outage_s
 from tests.fault.operations import FAULTS, Fault
 from tests.fault.system import System, one_node, three_nodes
@@ -94,14 +96,16 @@ class Drill:
         """Load, the fault in the middle of it, and then calm again."""
         name = f"{fault.number}-{len(self.slices)}"
         window = self.system.window
-        once = Traffic(self.system.service.url, self.system.service.token(), window, f"{name}-once")
-        coming_back = Traffic(self.system.service.url, self.system.service.token(), window, f"{name}-back")
+        url, token = self.system.service.url, self.system.service.token()
+        once, coming_back = (
+            Traffic(url, token, window, f"{name}-{kind}", self._balancer(fault)) for kind in ("once", "back")
+        )
         rate = self.per_second / 2
         act = asyncio.create_task(_later(lambda: fault.act(self.system)))
         seconds = max(self.seconds, fault.at_least_s)
         await asyncio.gather(
-            once.run(seconds, rate, with_key=False, balanced=fault.balanced),
-            coming_back.run(seconds, rate, balanced=fault.balanced),
+            once.run(seconds, rate, with_key=False),
+            coming_back.run(seconds, rate),
         )
         remark = await act
         await asyncio.to_thread(self.system.settle)
@@ -110,6 +114,10 @@ class Drill:
         done = Slice(fault, once.writes, coming_back.writes, verdicts, remark)
         self.slices.append(done)
         return done
+
+    def _balancer(self, fault: Fault) -> Balancer | None:
+        url = self.system.service.url
+        return Balancer(lambda: [url], "/ready") if fault.balanced else self.system.balancer()
 
 
 async def _later(act: Callable[[], Awaitable[str]]) -> str:
@@ -129,7 +137,7 @@ def main() -> None:
     faults = [one for one in FAULTS if chosen.nodes in one.nodes and (not numbers or one.number in numbers)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        (one_node if chosen.nodes == 1 else three_nodes)(Path(folder)) as system,
+        one_node(Path(folder)) if chosen.nodes == 1 else three_nodes(Path(folder), apart=True) as system,
     ):
         drill = Drill(system, chosen.per_second, chosen.seconds)
         print(HEAD, flush=True)

@@ -40,7 +40,7 @@ NEW_NODE_AFTER_S = 5.0
 
 @dataclass(frozen=True)
 class Fault:
-    """`act` returns a remark for the table. `balanced`: clients come through something that asks `/ready`."""
+    """`act` returns a remark for the table. `balanced`: there, clients of a single node wait while it is not ready."""
 
     number: str
     title: str
@@ -203,8 +203,7 @@ FAULTS = (
     Fault("2", "an appliance replica killed", kill_replica),
     Fault("3", "an ingress killed", kill_ingress),
     Fault("4", "the controller killed", kill_controller),
-    # Nodes on one machine share its ports: there is one proxy, whatever their number.
-    Fault("5", "a proxy killed", _kill_proxy, nodes=(1,)),
+    Fault("5", "a proxy killed", _kill_proxy),
     Fault("10", "overload, four times the capacity", _overload, at_least_s=30.0),
     Fault("13", "one quota over both ingresses", _use_up_a_quota, at_least_s=35.0),
     Fault("14", "the machine lost and started again", _lose_the_machine, nodes=(1,), at_least_s=60.0),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +19,16 @@ import httpx
 
 from serve_app.access.development_grants import GRANTS_FILE_NAME
 from serve_app.cli.cluster import RAY_OUTPUT_FILE_NAME
+from serve_app.cli.ports import LOOPBACK, reserve_block
 from serve_app.cli.processes import OwnedProcesses
+from tests.fault.network import Network
 from tests.integration.service import Service
 
 JOIN_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.2
 NODE_CPUS = 2
+HAPROXY_FILE = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 _ADDRESS = re.compile(r"ray start --address='([^']+)'")
 
 
@@ -33,6 +38,10 @@ class Raylet:
 
     name: str
     process: subprocess.Popen[bytes]
+    address: str
+    files: str
+    ports: socket.socket | None
+    """Keeps others from those of its ingresses, where it shares all ports with them."""
 
     def pids(self) -> list[int]:
         """Of everything that runs on it."""
@@ -47,6 +56,9 @@ class Raylet:
             except ProcessLookupError:
                 continue
         self.process.wait()
+        shutil.rmtree(self.files, ignore_errors=True)
+        if self.ports is not None:
+            self.ports.close()
         return len(pids)
 
     def terminate(self) -> None:
@@ -57,17 +69,40 @@ class Raylet:
         self.kill()
 
 
-def join(service: Service, folder: Path, name: str, variables: Mapping[str, str] | None = None) -> Raylet:
-    """Another node, with the environment of the first one and what `variables` say; returns when it has joined."""
+def join(service: Service, folder: Path, name: str, network: Network | None = None) -> Raylet:
+    """Another node, with the environment of the first one; returns when it has joined.
+
+    Without a network of its own it shares all ports with the others.
+    """
     own = folder / name
     own.mkdir(exist_ok=True)
     # Who may do what is one file in development; everything else a node keeps is its own.
     (own / GRANTS_FILE_NAME).symlink_to(service.data_dir / GRANTS_FILE_NAME)
-    environment = _environment_of_the_head(service) | {"NILM_DATA_DIR": str(own)} | dict(variables or {})
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={_address(service)}", "--block"]
+    environment = _environment_of_the_head(service) | {"NILM_DATA_DIR": str(own)}
+    # Its HAProxy's files, too; right below /tmp, because a socket's path must be short.
+    files = tempfile.mkdtemp(prefix="nilm-node-", dir="/tmp")
+    heads = str(Path(environment[HAPROXY_FILE]).parent)
+    for variable in [one for one in environment if one.startswith("RAY_SERVE_HAPROXY_")]:
+        environment[variable] = environment[variable].replace(heads, files)
+    before, address, mark = [], LOOPBACK, None
+    if network is not None:
+        before, address = network.add()
+    else:
+        mark, block = reserve_block()
+        environment["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(block.start)
+        environment["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(block.stop)
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        f"--address={_address(service)}",
+        "--block",
+    ]
     command += [f"--num-cpus={NODE_CPUS}", f"--node-name={name}", "--object-store-memory=100000000"]
     command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-    command.append("--disable-usage-stats")
+    command += ["--disable-usage-stats", *([] if network is None else [f"--node-ip-address={address}"])]
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -83,7 +118,7 @@ def join(service: Service, folder: Path, name: str, variables: Mapping[str, str]
         assert process.poll() is None, said[-2000:]
         assert time.monotonic() < end, said[-2000:]
         time.sleep(POLL_S)
-    return Raylet(name, process)
+    return Raylet(name, process, address, files, mark)
 
 
 def node_id(service: Service, name: str) -> str:

@@ -53,7 +53,7 @@ def main() -> None:
     arguments.add_argument("--share", type=float, default=0.6, help="of the capacity")
     arguments.add_argument("--seed", type=int, default=1, help="of what is killed")
     chosen = arguments.parse_args()
-    with tempfile.TemporaryDirectory() as folder, three_nodes(Path(folder)) as system:
+    with tempfile.TemporaryDirectory() as folder, three_nodes(Path(folder), apart=True) as system:
         asyncio.run(soak(system, chosen.minutes, chosen.share, random.Random(chosen.seed)))  # noqa: S311
 
 
@@ -64,8 +64,8 @@ async def soak(system: System, minutes: float, share: float, chance: random.Rand
     rate = share * capacity
     print(f"{capacity:.0f} requests/s in a closed loop with {CLIENTS} clients; {rate:.0f}/s from now on", flush=True)
     url, token = system.service.url, system.service.token()
-    once = Traffic(url, token, system.window, "soak-once")
-    back = Traffic(url, token, system.window, "soak-back")
+    once = Traffic(url, token, system.window, "soak-once", system.balancer())
+    back = Traffic(url, token, system.window, "soak-back", system.balancer())
     load = asyncio.gather(
         once.run(60 * minutes, ONCE_SHARE * rate, with_key=False), back.run(60 * minutes, (1 - ONCE_SHARE) * rate)
     )
@@ -83,7 +83,7 @@ async def soak(system: System, minutes: float, share: float, chance: random.Rand
 
 async def closed_loop(system: System, seconds: float) -> float:
     """Requests per second of clients that send one after the other."""
-    traffic = Traffic(system.service.url, system.service.token(), system.window, "capacity")
+    traffic = Traffic(system.service.url, system.service.token(), system.window, "capacity", system.balancer())
     end_s = time.monotonic() + seconds
     headers = {"Authorization": f"Bearer {traffic.token}"}
     limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
@@ -95,7 +95,10 @@ async def closed_loop(system: System, seconds: float) -> float:
             while time.monotonic() < end_s:
                 await traffic.attempt(client, traffic.new_write(), None)
 
+        watching = asyncio.create_task(traffic.balancer.watch(client)) if traffic.balancer else None
         await asyncio.gather(*(one_client() for _ in range(CLIENTS)))
+        if watching is not None:
+            watching.cancel()
     return sum(write.acknowledged_s is not None for write in traffic.writes) / seconds
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,12 @@ import httpx
 import yaml
 
 from serve_app.cli.cluster import PRODUCTION_MODE
+from serve_app.cli.ports import LOOPBACK
+from serve_app.cli.preflight import ALL_INTERFACES
+from tests.fault.balancer import Balancer
 from tests.fault.bench import influx_environment
 from tests.fault.faulty_app import BLOCK_VARIABLE
+from tests.fault.network import Network, network
 from tests.fault.raylets import Raylet, join
 from tests.integration.service import ROOT, Service, running_service, service_config, shape_of
 from tests.servers.influx_process import InfluxServer
@@ -35,6 +39,7 @@ class System:
     folder: Path
     influx: InfluxServer | None = None
     nodes: list[Raylet] = field(default_factory=list)
+    network: Network | None = None
     window: list[float] = field(init=False)
     _joined: int = 0
 
@@ -47,10 +52,17 @@ class System:
         """See `tests.fault.faulty_app.BlockableIngress`."""
         return self.folder / "block"
 
+    def balancer(self) -> Balancer | None:
+        """Over the nodes that serve; none where they share a port."""
+        if self.network is None:
+            return None
+        port = self.service.url.rsplit(":", 1)[1]
+        return Balancer(lambda: [f"http://{node.address}:{port}" for node in self.nodes], "/-/healthz")
+
     def add_node(self) -> Raylet:
         """One more; returns when it has joined."""
         self._joined += 1
-        node = join(self.service, self.folder, f"node-{self._joined}")
+        node = join(self.service, self.folder, f"node-{self._joined}", self.network)
         self.nodes.append(node)
         return node
 
@@ -96,24 +108,33 @@ def one_node(folder: Path) -> Iterator[System]:
 
 
 @contextmanager
-def three_nodes(folder: Path, variables: Mapping[str, str] | None = None, **config: Any) -> Iterator[System]:
-    """A head without replicas, two nodes that serve, the InfluxDB of the tests. `config`: see `service_config`."""
-    influx = InfluxServer(folder / "influx.log")
-    influx.start()
-    started: list[Raylet] = []
+def three_nodes(
+    folder: Path, variables: Mapping[str, str] | None = None, *, apart: bool = False, **config: Any
+) -> Iterator[System]:
+    """A head without replicas, two nodes that serve, the InfluxDB of the tests. `config`: see `service_config`.
 
-    def join_two(service: Service) -> None:
-        started.extend(join(service, folder, f"node-{n}") for n in (1, 2))
+    `apart`: each node in a network of its own, as machines are; needs root.
+    """
+    with ExitStack() as stack:
+        net = stack.enter_context(network()) if apart else None
+        influx = InfluxServer(folder / "influx.log", host=net.address if net else LOOPBACK)
+        influx.start()
+        stack.callback(influx.kill)
+        started: list[Raylet] = []
+        stack.callback(lambda: [node.kill() for node in started])
 
-    environment = _environment(folder) | influx_environment(influx) | dict(variables or {})
-    file = _config(folder, spread=True, **config)
-    try:
-        with running_service(folder, file, environment, num_cpus=0, others_join=join_two) as service:
-            system = System(service, folder, influx, started, 2)
-            system.settle()
-            yield system
-    finally:
-        influx.kill()
+        def join_two(service: Service) -> None:
+            started.extend(join(service, folder, f"node-{n}", net) for n in (1, 2))
+
+        environment = _environment(folder) | influx_environment(influx) | dict(variables or {})
+        file = _config(folder, spread=True, **config)
+        host = ALL_INTERFACES if net else None
+        service = stack.enter_context(
+            running_service(folder, file, environment, num_cpus=0, host=host, others_join=join_two)
+        )
+        system = System(service, folder, influx, started, net, 2)
+        system.settle()
+        yield system
 
 
 def _environment(folder: Path) -> dict[str, str]:

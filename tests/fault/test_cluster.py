@@ -134,14 +134,14 @@ async def test_two_nodes_read_and_serve_the_same(nodes: Nodes) -> None:
 
 
 async def test_a_node_that_is_lost_costs_nobody_a_prediction(nodes: Nodes) -> None:
-    done = await Drill(nodes.system, PER_SECOND).run(replace(LOST, at_least_s=30.0))
+    done = await Drill(nodes.system, PER_SECOND).run(replace(LOST, at_least_s=25.0))
     print(f"\n{HEAD}\n{done.row()}")
     assert all(verdict.clean for verdict in done.verdicts)
     assert done.never_answered == 0
 
 
 async def test_a_node_that_leaves_fails_nobody(nodes: Nodes) -> None:
-    done = await Drill(nodes.system, PER_SECOND).run(replace(LEAVES, at_least_s=60.0))
+    done = await Drill(nodes.system, PER_SECOND).run(replace(LEAVES, at_least_s=40.0))
     print(f"\n{HEAD}\n{done.row()}")
     assert all(verdict.clean for verdict in done.verdicts)
     assert done.never_answered == 0

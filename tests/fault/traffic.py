@@ -12,27 +12,14 @@ from typing import Any
 
 import httpx
 
+from tests.fault.balancer import Balancer
 from tests.fault.ledger import RETRYABLE, Write
 
 CLIENT_TIMEOUT_S = 12.0
 """A little more than the service's own deadline."""
 OWN_TYPES = frozenset({"application/json", "application/problem+json"})
-READY_PERIOD_S, READY_TIMEOUT_S = 0.5, 2.0
 PATIENCE_S = 60.0
 """How long a client that comes back does so."""
-
-
-async def _ask_ready(client: httpx.AsyncClient, held: asyncio.Event) -> None:
-    while True:
-        try:
-            ready = (await client.get("/ready", timeout=READY_TIMEOUT_S)).status_code == 200
-        except httpx.TransportError:
-            ready = False
-        if ready:
-            held.clear()
-        else:
-            held.set()
-        await asyncio.sleep(READY_PERIOD_S)
 
 
 @dataclass
@@ -43,6 +30,8 @@ class Traffic:
     token: str
     window: list[float]
     name: str
+    balancer: Balancer | None = None
+    """Between them and the service; while it knows no entrance that is well, nobody sends anything new."""
     seed: int = 1
     writes: list[Write] = field(default_factory=list)
     _number: itertools.count[int] = field(default_factory=itertools.count)
@@ -58,12 +47,8 @@ class Traffic:
         *,
         with_key: bool = True,
         hang_up: Callable[[], float | None] | None = None,
-        balanced: bool = False,
     ) -> None:
-        """Send for `seconds`, then wait for everybody. `hang_up` gives the seconds after which a client leaves.
-
-        `balanced`: through something that asks `/ready` and sends nothing new while the answer is no.
-        """
+        """Send for `seconds`, then wait for everybody. `hang_up` gives the seconds after which a client leaves."""
         chance = random.Random(self.seed)  # noqa: S311
         headers = {"Authorization": f"Bearer {self.token}"}
         limits = httpx.Limits(max_connections=400, max_keepalive_connections=64)
@@ -72,10 +57,10 @@ class Traffic:
         ) as client:
             started = time.monotonic()
             tasks: list[asyncio.Task[None]] = []
-            held, held_back = asyncio.Event(), 0.0
-            asking = asyncio.create_task(_ask_ready(client, held)) if balanced else None
+            held_back = 0.0
+            watching = asyncio.create_task(self.balancer.watch(client)) if self.balancer else None
             while (now := time.monotonic() - started) < seconds:
-                if held.is_set():
+                if self.balancer is not None and not self.balancer.well():
                     held_back = now * per_second - len(tasks)
                 # Open loop: a slow service does not slow its clients down.
                 while len(tasks) < now * per_second - held_back:
@@ -83,9 +68,9 @@ class Traffic:
                     leaves_after_s = None if hang_up is None else hang_up()
                     tasks.append(asyncio.create_task(self._send(client, write, chance, leaves_after_s)))
                 await asyncio.sleep(0.01)
-            if asking is not None:
-                asking.cancel()
             await asyncio.gather(*tasks)
+            if watching is not None:
+                watching.cancel()
 
     def new_write(self, *, with_key: bool = True) -> Write:
         """The next write, already in the ledger."""
@@ -117,7 +102,8 @@ class Traffic:
         write.statuses.append(0)
         try:
             async with asyncio.timeout(leaves_after_s):
-                reply = await client.post("/infer", json=write.body, headers=headers)
+                entrance = self.url if self.balancer is None else self.balancer.next()
+                reply = await client.post(f"{entrance}/infer", json=write.body, headers=headers)
         except (httpx.TransportError, TimeoutError):
             return 0.2
         finally:

@@ -162,6 +162,7 @@ def running_service(
     *,
     wait_ready: bool = True,
     num_cpus: int = 4,
+    host: str | None = None,
     others_join: Callable[[Service], None] | None = None,
 ) -> Iterator[Service]:
     """Start, wait until ready, hand over, stop; a failed start shows the service's own words.
@@ -184,6 +185,7 @@ def running_service(
     }
     command = [sys.executable, "-m", "serve_app.cli.main", "run", "--config", str(config), "--port", str(port)]
     command += ["--data-dir", str(data_dir), "--num-cpus", str(num_cpus)]
+    command += [] if host is None else ["--host", host]
     with output.open("wb") as sink:
         process = _start(command, env, sink)
     service = Service(f"http://127.0.0.1:{port}", data_dir, config, process, output, env)

@@ -1,6 +1,6 @@
 """InfluxDB 2, as far as we use it, as a process of its own, for tests that break it.
 
-    python -m tests.servers.influx2 --log FILE     # prints {"port": ...}, serves 127.0.0.1
+    python -m tests.servers.influx2 --log FILE     # prints {"port": ...}, serves 127.0.0.1 or --host
 
 It answers 204 only after the points are in the log and the log is on the disk, so that killing it loses nothing
 acknowledged; started again with the same log it has them all. Queries are interpreted (`flux.py`). `POST /__control`
@@ -165,8 +165,8 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, log: Path, port: int) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(self, log: Path, host: str, port: int) -> None:
+        super().__init__((host, port), Handler)
         self.storage = Storage(log)
         self.requests: list[dict[str, Any]] = []
         self._fault = Fault()
@@ -389,9 +389,10 @@ def main() -> None:
     """Serve until killed."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--log", type=Path, required=True)
+    arguments.add_argument("--host", default="127.0.0.1")
     arguments.add_argument("--port", type=int, default=0)
     chosen = arguments.parse_args()
-    server = Server(chosen.log, chosen.port)
+    server = Server(chosen.log, chosen.host, chosen.port)
     print(json.dumps({"port": server.server_address[1]}), flush=True)
     server.serve_forever()
 

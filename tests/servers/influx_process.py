@@ -23,11 +23,13 @@ class InfluxServer:
 
     log: Path
     port: int = 0
+    host: str = "127.0.0.1"
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def start(self) -> None:
         """Start, on the port it had before if it had one."""
-        command = [sys.executable, "-m", "tests.servers.influx2", "--log", str(self.log), "--port", str(self.port)]
+        command = [sys.executable, "-m", "tests.servers.influx2", "--log", str(self.log)]
+        command += ["--host", self.host, "--port", str(self.port)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = json.loads(self.process.stdout.readline())["port"]
@@ -43,12 +45,12 @@ class InfluxServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()

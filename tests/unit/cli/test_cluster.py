@@ -13,7 +13,9 @@ HAPROXY_SOCKET_LIMIT = 97
 
 
 def environment_of(**base: str) -> dict[str, str]:
-    return cluster_environment(base, Path("/data"), Path("/app"), TEMP_DIR, Path("/data/ray-token"))
+    return cluster_environment(
+        base, Path("/data"), Path("/app"), TEMP_DIR, Path("/data/ray-token"), range(30101, 30200)
+    )
 
 
 def test_every_process_is_marked_and_needs_the_clusters_token() -> None:
@@ -39,6 +41,12 @@ def test_an_operators_tuning_wins_over_our_defaults() -> None:
 def test_production_runs_behind_haproxy_and_development_does_not() -> None:
     assert environment_of(ENV="production")["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in environment_of()
+
+
+def test_ingresses_take_ports_that_are_this_runs_alone() -> None:
+    environment = environment_of(RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT="30000")
+    assert environment["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] == "30101"
+    assert environment["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] == "30200", "the first that is somebody else's"
 
 
 def test_haproxys_sockets_fit_into_its_limit() -> None:
