@@ -113,6 +113,16 @@ def cluster_environment(
     return defaults | environment
 
 
+def head_address(data_dir: Path) -> str:
+    """What Ray's head of the run in this data folder has said of its address; empty before.
+
+    Ray chooses the port itself: one that we found free could be an outgoing connection's when Ray takes it.
+    """
+    path = data_dir / RAY_OUTPUT_FILE_NAME
+    said = _ADDRESS.search(path.read_text(errors="replace")) if path.exists() else None
+    return said[1] if said else ""
+
+
 def _remember_temp_dir(data_dir: Path, temp_dir: Path) -> None:
     """Link to it from the data directory, after removing the one that a killed run could not remove."""
     link = data_dir / TEMP_LINK_NAME
@@ -174,12 +184,8 @@ class RayCluster:
 
     @property
     def address(self) -> str:
-        """Where programs of this machine join the cluster; empty before Ray has said it.
-
-        Ray chooses the port itself: one that we found free could be an outgoing connection's when Ray takes it.
-        """
-        said = _ADDRESS.search((self.data_dir / RAY_OUTPUT_FILE_NAME).read_text(errors="replace"))
-        return said[1] if said else ""
+        """Where programs of this machine join the cluster; empty before Ray has said it."""
+        return head_address(self.data_dir)
 
     @property
     def dashboard_url(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from serve_app.access.development_grants import GRANTS_FILE_NAME
-from serve_app.cli.cluster import RAY_OUTPUT_FILE_NAME
+from serve_app.cli.cluster import head_address
 from serve_app.cli.ports import LOOPBACK, reserve_block
 from serve_app.cli.processes import OwnedProcesses
 from tests.fault.network import Network
@@ -29,7 +28,6 @@ STOP_TIMEOUT_S = 60.0
 POLL_S = 0.2
 NODE_CPUS = 2
 HAPROXY_FILE = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
-_ADDRESS = re.compile(r"ray start --address='([^']+)'")
 
 
 @dataclass
@@ -134,12 +132,11 @@ def node_id(service: Service, name: str) -> str:
 def _address(service: Service) -> str:
     """Of Ray's head, as soon as it has said it."""
     end = time.monotonic() + JOIN_TIMEOUT_S
-    path = service.data_dir / RAY_OUTPUT_FILE_NAME
-    while not (path.exists() and (said := _ADDRESS.search(path.read_text(errors="replace")))):
+    while not (said := head_address(service.data_dir)):
         assert service.process.poll() is None, service.output.read_text()
         assert time.monotonic() < end
         time.sleep(POLL_S)
-    return said[1]
+    return said
 
 
 def _environment_of_the_head(service: Service) -> dict[str, str]:
