@@ -161,7 +161,10 @@ def _serve(
     cluster: RayCluster | None = None
     api: ServeApi | None = None
     try:
-        cluster = RayCluster.start(os.environ, data_dir, config.path.resolve().parent, num_cpus)
+        try:
+            cluster = RayCluster.start(os.environ, data_dir, config.path.resolve().parent, num_cpus)
+        except OSError as error:  # no port is left, or no room for its files
+            raise StartFailed(f"Ray cannot be started: {error}") from error
         api = ServeApi(cluster.dashboard_url, cluster.token_path.read_text().strip())
         with StartProgress(console) as progress:
             reasons = Start(api, config, progress, cluster.failure, started + start_timeout).bring_up()

@@ -145,3 +145,19 @@ def test_production_refuses_placeholders_by_name(folder: Path, monkeypatch: pyte
     for name in ("SUPABASE_JWT_SECRET", "SUPABASE_URL", "ADMIN_TOKEN", "CORS_ORIGINS"):
         assert name in result.stderr
     assert not (folder / "data" / "dev-secret").exists(), "production makes no secret of its own"
+
+
+def test_without_a_port_for_ray_the_command_ends_with_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left() -> None:
+        raise OSError("each of the 27 blocks of ports is in use")
+
+    monkeypatch.setenv("ENV", "development")
+    monkeypatch.setenv("SUPABASE_JWT_SECRET", "s" * 48)
+    monkeypatch.setenv("NILM_DATA_DIR", str(folder / "data"))
+    monkeypatch.setattr("serve_app.cli.cluster.reserve_block", none_left)
+    result = CliRunner().invoke(app, ["run", "--config", str(folder / "serve_config.yaml"), "--port", str(free_port())])
+    assert result.exit_code == 1
+    assert "Ray cannot be started: each of the 27 blocks" in result.stderr
+    assert "Traceback" not in result.output
