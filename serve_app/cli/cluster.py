@@ -67,6 +67,10 @@ PRODUCTION_MODE = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # A HAProxy that died is replaced at the third check that it misses: after half a minute with Serve's ten seconds.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # A node that is gone is given up after five checks that failed: 5 s where it refuses connections, 20 s where it is
+    # silent. Ray's own 3 and 10 s make that 15 and 65 s, and until then nobody stores when the writer was there.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
     # Serve's 30 s are for load balancers that poll; ours learns of a leaving replica within a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }

@@ -31,18 +31,20 @@ class Balancer:
         self._turn += 1
         return candidates[self._turn % len(candidates)]
 
-    async def watch(self, client: httpx.AsyncClient) -> None:
-        """Until cancelled."""
-        while True:
-            entrances = list(self._entrances())
-            answers = await asyncio.gather(*(self._ask(client, one) for one in entrances))
-            self._failed = {
-                one: 0 if well else self._failed.get(one, 0) + 1 for one, well in zip(entrances, answers, strict=True)
-            }
-            await asyncio.sleep(PERIOD_S)
+    async def watch(self) -> None:
+        """Until cancelled. By connections of its own: those of the clients may all be waiting for an answer."""
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
+            while True:
+                entrances = list(self._entrances())
+                answers = await asyncio.gather(*(self._ask(client, one) for one in entrances))
+                self._failed = {
+                    one: 0 if well else self._failed.get(one, 0) + 1
+                    for one, well in zip(entrances, answers, strict=True)
+                }
+                await asyncio.sleep(PERIOD_S)
 
     async def _ask(self, client: httpx.AsyncClient, entrance: str) -> bool:
         try:
-            return (await client.get(entrance + self._path, timeout=TIMEOUT_S)).status_code == httpx.codes.OK
+            return (await client.get(entrance + self._path)).status_code == httpx.codes.OK
         except httpx.TransportError:
             return False

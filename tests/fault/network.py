@@ -40,6 +40,10 @@ class Network:
         _ip("-n", name, "route", "add", "default", "via", self.address)
         return ["ip", "netns", "exec", name], address
 
+    def cut(self, address: str) -> None:
+        """Nothing reaches that address any more, and nothing that was sent from there arrives."""
+        _ip("link", "set", f"{self.bridge}v{int(address.rpartition('.')[2]) - 1}", "down")
+
     def close(self) -> None:
         """Take everything down."""
         for name in self._namespaces:

@@ -26,7 +26,7 @@ from tests.bench.overload import OK, REFUSED, latencies_ms, send
 from tests.bench.serving.closed_loop import closed_loop
 from tests.bench.serving.load import percentile
 from tests.bench.serving.request_set import http_requests, infer_requests
-from tests.fault.raylets import node_id
+from tests.fault.raylets import Raylet, node_id
 from tests.fault.system import BATCHES_PER_MINUTE, TWICE, System
 from tests.integration.service import SECRET
 
@@ -169,13 +169,32 @@ async def _stop_and_start(system: System) -> str:
 
 async def lose_a_node(system: System) -> str:
     """The one that has been there for longest; another one joins a little later."""
-    node = system.nodes.pop(0)
+    node = system.nodes[0]
     count = await asyncio.to_thread(node.kill)
-    await asyncio.sleep(NEW_NODE_AFTER_S)
-    await asyncio.to_thread(system.add_node)
+    await _another_instead(system, node)
     began_s = time.monotonic()
     await asyncio.to_thread(system.settle)
     return f"{count} processes; all replicas {time.monotonic() - began_s:.0f} s after a new node had joined"
+
+
+async def _cut_off_a_node(system: System) -> str:
+    """Its machine is without power, or nobody can reach it: no connection is closed, everything is just silent."""
+    assert system.network is not None
+    node = system.nodes[0]
+    system.network.cut(node.address)
+    await _another_instead(system, node)
+    began_s = time.monotonic()
+    await asyncio.to_thread(system.settle)
+    settled_s = time.monotonic() - began_s
+    await asyncio.to_thread(node.kill)
+    return f"all replicas {settled_s:.0f} s after a new node had joined"
+
+
+async def _another_instead(system: System, gone: Raylet) -> None:
+    """Clients' requests go on coming to the one that is gone, until those in front of it have noticed by themselves."""
+    await asyncio.sleep(NEW_NODE_AFTER_S)
+    await asyncio.to_thread(system.add_node)
+    system.nodes.remove(gone)
 
 
 async def _drain_a_node(system: System) -> str:
@@ -208,6 +227,7 @@ FAULTS = (
     Fault("13", "one quota over both ingresses", _use_up_a_quota, at_least_s=35.0),
     Fault("14", "the machine lost and started again", _lose_the_machine, nodes=(1,), at_least_s=60.0),
     Fault("14", "a node lost", lose_a_node, nodes=(3,), at_least_s=60.0),
+    Fault("14b", "a node cut off the network", _cut_off_a_node, nodes=(3,), at_least_s=100.0),
     Fault("15", "SIGTERM, then started again", _stop_and_start, nodes=(1,), at_least_s=75.0, balanced=True),
     Fault("15", "a node leaves", _drain_a_node, nodes=(3,), at_least_s=75.0),
     Fault("19", "an event loop blocked", _block_event_loop, at_least_s=25.0),

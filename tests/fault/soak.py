@@ -95,7 +95,7 @@ async def closed_loop(system: System, seconds: float) -> float:
             while time.monotonic() < end_s:
                 await traffic.attempt(client, traffic.new_write(), None)
 
-        watching = asyncio.create_task(traffic.balancer.watch(client)) if traffic.balancer else None
+        watching = asyncio.create_task(traffic.balancer.watch()) if traffic.balancer else None
         await asyncio.gather(*(one_client() for _ in range(CLIENTS)))
         if watching is not None:
             watching.cancel()

@@ -17,6 +17,8 @@ from tests.fault.ledger import RETRYABLE, Write
 
 CLIENT_TIMEOUT_S = 12.0
 """A little more than the service's own deadline."""
+CONNECT_TIMEOUT_S = 3.0
+"""As that of something in front of a service."""
 OWN_TYPES = frozenset({"application/json", "application/problem+json"})
 PATIENCE_S = 60.0
 """How long a client that comes back does so."""
@@ -51,14 +53,15 @@ class Traffic:
         """Send for `seconds`, then wait for everybody. `hang_up` gives the seconds after which a client leaves."""
         chance = random.Random(self.seed)  # noqa: S311
         headers = {"Authorization": f"Bearer {self.token}"}
-        limits = httpx.Limits(max_connections=400, max_keepalive_connections=64)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        patience = httpx.Timeout(CLIENT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=CLIENT_TIMEOUT_S, limits=limits, trust_env=False
+            base_url=self.url, headers=headers, timeout=patience, limits=limits, trust_env=False
         ) as client:
             started = time.monotonic()
             tasks: list[asyncio.Task[None]] = []
             held_back = 0.0
-            watching = asyncio.create_task(self.balancer.watch(client)) if self.balancer else None
+            watching = asyncio.create_task(self.balancer.watch()) if self.balancer else None
             while (now := time.monotonic() - started) < seconds:
                 if self.balancer is not None and not self.balancer.well():
                     held_back = now * per_second - len(tasks)
