@@ -80,7 +80,7 @@ PRODUCTION_MODE = {
 def cluster_environment(
     base: Mapping[str, str], data_dir: Path, config_folder: Path, temp_dir: Path, token_path: Path, ports: range
 ) -> dict[str, str]:
-    """The environment of every Ray process of this run, replicas included. `ports`: for replicas of the ingress."""
+    """The environment of every Ray process of this run, replicas included. `ports`: see `reserve_block`."""
     # An address or token meant for another cluster must not reach ours.
     environment = {
         name: value for name, value in base.items() if name not in {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"}
@@ -95,7 +95,8 @@ def cluster_environment(
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.start),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.start),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.start + 1),
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.stop),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
@@ -150,16 +151,16 @@ class RayCluster:
     process: subprocess.Popen[bytes]
     owned: OwnedProcesses
     ports: socket.socket
-    """Keeps others from the ports of this run's ingresses."""
+    """Keeps others from the ports that replicas of the ingress have, and what HAProxy turns to without one."""
 
     @classmethod
     def start(cls, base: Mapping[str, str], data_dir: Path, config_folder: Path, num_cpus: int | None) -> RayCluster:
         """Start the head node and return at once; `ServeApi.wait_until_up` says when it can be used."""
         token_path = ray_token_path(data_dir)
+        mark, ports = reserve_block()
         # Not under the data directory: socket paths below it must fit into 107 bytes.
         temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir="/tmp"))
         _remember_temp_dir(data_dir, temp_dir)
-        mark, ports = reserve_block()
         environment = cluster_environment(base, data_dir, config_folder, temp_dir, token_path, ports)
         dashboard_port, metrics_port = free_port(DEFAULT_DASHBOARD_PORT), free_port(DEFAULT_METRICS_PORT)
         command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.executable]

@@ -26,13 +26,25 @@ Application = Annotated[str, typer.Option(help="Name of the Serve application.")
 
 def expect_answer(address: str) -> None:
     """Ends the command with one sentence when nothing answers where the cluster is to be."""
+    expect_address(address)
+    if silence := silence_at(address):
+        fail(silence)
+
+
+def expect_address(address: str) -> None:
+    """Ends the command with one sentence when nobody has said where the cluster is."""
     if not address:
         fail("no cluster: start the service (nilm run), then: . .nilm/serve-env.sh  or give --address")
+
+
+def silence_at(address: str) -> str | None:
+    """A sentence for people when nothing answers there now."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, ValueError, OverflowError):
-        fail(f"nothing answers at {address}: is the service running? `. .nilm/serve-env.sh` tells where")
+        return f"nothing answers at {address}: is the service running? `. .nilm/serve-env.sh` tells where"
+    return None
 
 
 @contextmanager

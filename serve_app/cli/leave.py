@@ -10,13 +10,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
-from serve_app.cli.cluster_connection import Address, expect_answer
+from serve_app.cli.cluster_connection import Address, expect_address, silence_at
 from serve_app.cli.serve_api import one_line
 from serve_app.cli.train import fail
 
@@ -27,7 +27,12 @@ ASK_TIMEOUT_S = 30.0
 ALIVE = "ALIVE"
 REPLICA, PROXIES = "ServeReplica:", ("HAProxyManager", "ProxyActor")
 """How the classes of Serve's actors are called, or begin."""
+Answer = TypeVar("Answer")
 UNKNOWN = "what Ray's head did not tell"
+
+
+class _Silent(Exception):
+    """The head does not answer now. It may be starting again, as when its machine is upgraded before this one."""
 
 
 def leave(
@@ -39,16 +44,17 @@ def leave(
 
     Serve starts replacements elsewhere first; without room for one it stops the replica shortly before the time is up.
     The node's proxy says no to health checks and goes on answering for at least half a minute. A node that has
-    nothing to do any more ends by itself.
+    nothing to do any more ends by itself. A head that does not answer is asked again until the time is up.
     """
-    expect_answer(address)
+    expect_address(address)
     # Ray's functions put these above what they are told.
     os.environ["RAY_ADDRESS"] = address
     os.environ.pop("RAY_API_SERVER_ADDRESS", None)
     give_up_s = time.monotonic() + within_s
-    node = _chosen(_nodes(), node_id)
-    _ask_to_drain(address, node, within_s)
-    with Console(stderr=True).status(f"node {node[:8]} is leaving") as status:
+    with Console(stderr=True).status("asking Ray's head") as status:
+        node = _chosen(_answer_of(lambda: _nodes(address), give_up_s), node_id)
+        _answer_of(lambda: _ask_to_drain(address, node, give_up_s), give_up_s)
+        status.update(f"node {node[:8]} is leaving")
         while left := _left_on(node):
             if time.monotonic() > give_up_s:
                 fail(f"after {within_s} s there is still on node {node[:8]}: {', '.join(left)}")
@@ -57,14 +63,29 @@ def leave(
     typer.echo(f"nothing serves on node {node[:8]} any more")
 
 
-def _nodes() -> list[Any]:
-    """Those that live; ends with one sentence when the head does not say."""
+def _answer_of(ask: Callable[[], Answer], give_up_s: float) -> Answer:
+    """What the head says, as soon as it says something; ends with one sentence when it has not by then."""
+    while True:
+        try:
+            return ask()
+        except _Silent as silence:
+            if time.monotonic() > give_up_s:
+                fail(str(silence))
+        time.sleep(POLL_S)
+
+
+def _nodes(address: str) -> list[Any]:
+    """Those that live. Raises _Silent."""
+    # Ray itself would try for half a minute, and tell in ten lines.
+    if silence := silence_at(address):
+        raise _Silent(silence)
     from ray.util.state import list_nodes  # noqa: PLC0415 - it takes seconds to import
 
     try:
         return list(list_nodes(filters=[("state", "=", ALIVE)], **AS_IT_IS))
     except Exception as error:  # noqa: BLE001 - Ray's, those of its HTTP client, and of the way it finds its head
-        fail(f"Ray's head does not say which nodes there are: {one_line(str(error)) or type(error).__name__}")
+        reason = one_line(str(error)) or type(error).__name__
+        raise _Silent(f"Ray's head does not say which nodes there are: {reason}") from None
 
 
 def _chosen(nodes: Sequence[Any], node_id: str | None) -> str:
@@ -85,17 +106,19 @@ def _chosen(nodes: Sequence[Any], node_id: str | None) -> str:
     return str(node.node_id)
 
 
-def _ask_to_drain(address: str, node_id: str, within_s: int) -> None:
-    """By Ray's own command: its Python function is private."""
+def _ask_to_drain(address: str, node_id: str, give_up_s: float) -> None:
+    """By Ray's own command: its Python function is private. Raises _Silent."""
+    within_s = max(1, round(give_up_s - time.monotonic()))
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "nilm leave"]
     command += ["--deadline-remaining-seconds", str(within_s)]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
-        fail(f"Ray's head did not answer within {ASK_TIMEOUT_S:.0f} s")
+        raise _Silent(f"Ray's head did not answer within {ASK_TIMEOUT_S:.0f} s") from None
     if asked.returncode != 0:
-        fail(f"node {node_id} cannot leave: {one_line(asked.stderr) or one_line(asked.stdout)}")
+        # For this reason Ray refuses nobody, so it is its head that could not be asked.
+        raise _Silent(f"node {node_id} cannot leave: {one_line(asked.stderr) or one_line(asked.stdout)}")
 
 
 def _left_on(node_id: str) -> list[str]:

@@ -35,8 +35,9 @@ def free_port(preferred: int | None = None) -> int:
 def reserve_block() -> tuple[socket.socket, range]:
     """Ports for one run alone, for as long as the socket, which has the one in front of them, is open.
 
-    Serve's replicas take theirs with SO_REUSEPORT: two runs that chose the same one would both get it, and the kernel
-    would give either of them the other's requests. Raises OSError: every block is somebody's.
+    Serve's own choice is the same in every run: the port of the proxy that its HAProxy turns to while no ingress is up,
+    which it takes with SO_REUSEPORT, so that the kernel would give either run the other's requests; and the ports of
+    ingresses, which HAProxy of one run may still know when the other has them. Raises OSError: each is somebody's.
     """
     firsts = range(HIGHEST_PORT + 1, DEFAULT_OUTGOING_PORT - BLOCK_PORTS, BLOCK_PORTS)
     for first in random.sample(firsts, len(firsts)):

@@ -91,7 +91,9 @@ def run(
     """Start the service on this machine and keep it running until Ctrl-C."""
     console = Console(highlight=False)
     data_dir = data_dir.absolute()
-    production = os.environ.setdefault("ENV", "development") == "production"
+    # Empty, as in a file that is half filled in, is not unset: the settings take it for production, so we do.
+    os.environ["ENV"] = os.environ.get("ENV", "development") or "production"
+    production = os.environ["ENV"] == "production"
     listen_on = host or (ALL_INTERFACES if production else LOOPBACK)
     if drain_delay is None:
         drain_delay = PRODUCTION_DRAIN_DELAY_S if production else 0.0

@@ -299,7 +299,7 @@ async def test_a_shadow_delays_nobody_and_goes_first_under_overload(bench: Rollo
     await calm(bench)
 
 
-async def test_reloads_leave_no_memory_behind(bench: RolloutBench) -> None:
+async def test_every_reload_of_many_serves_what_the_file_says(bench: RolloutBench) -> None:
     await calm(bench)
     (pid,) = [one["pid"] for one in bench.service.deployments()["kettle"]["replicas"]]
     resident_mb = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -22,7 +23,7 @@ import yaml
 from serve_app.access.development import mint_development_token
 from serve_app.access.development_grants import grant_development_access
 from serve_app.cli.announcement import SHELL_FILE_NAME
-from serve_app.cli.cluster import PRODUCTION_MODE, ray_token_path
+from serve_app.cli.cluster import PRODUCTION_MODE, TEMP_LINK_NAME, ray_token_path
 from serve_app.cli.ports import free_port
 from serve_app.cli.processes import OwnedProcesses
 from serve_app.cli.serve_api import APPLICATIONS_PATH, ServeApi
@@ -165,7 +166,7 @@ def running_service(
     host: str | None = None,
     others_join: Callable[[Service], None] | None = None,
 ) -> Iterator[Service]:
-    """Start, wait until ready, hand over, stop; a failed start shows the service's own words.
+    """Start, wait until ready, hand over, end; a failed start shows the service's own words.
 
     `others_join` is called while it starts, for nodes without which it cannot be ready.
     With NILM_TEST_PRODUCTION_MODE set, Serve runs as in production.
@@ -197,13 +198,17 @@ def running_service(
         _wait_for_announcement(service)
         yield service
     finally:
-        if service.process.poll() is None:
-            service.process.send_signal(signal.SIGINT)
-            try:
-                service.process.wait(90)
-            except subprocess.TimeoutExpired:
-                service.process.kill()
-        service.kill_everything()
+        _end(service)
+
+
+def _end(service: Service) -> None:
+    """At once: what a stop does is asked in `test_run_command.py`, and takes 13 to 45 s."""
+    service.process.kill()
+    service.process.wait()
+    OwnedProcesses(service.data_dir).end(grace_s=0.0)
+    link = service.data_dir / TEMP_LINK_NAME
+    if link.is_symlink():
+        shutil.rmtree(link.readlink(), ignore_errors=True)
 
 
 def _wait(service: Service, path: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serve_app.cli.cluster import PRODUCTION_MODE
 from serve_app.cli.ports import free_port
 from serve_app.cli.processes import OwnedProcesses
 from tests.integration.service import ROOT
@@ -45,6 +46,8 @@ def nilm_run(
 ) -> Iterator[subprocess.Popen[str]]:
     """The command with its output in one pipe; whatever a test does, nothing of it is left behind."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SUPABASE_", "INFLUX_"))}
+    if "NILM_TEST_PRODUCTION_MODE" in os.environ:
+        environment |= PRODUCTION_MODE
     command = [sys.executable, "-m", "serve_app.cli.main", "run", "--config", str(config), "--data-dir", str(data_dir)]
     with subprocess.Popen(
         [*command, *options],

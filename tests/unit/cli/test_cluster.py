@@ -45,7 +45,8 @@ def test_production_runs_behind_haproxy_and_development_does_not() -> None:
 
 def test_ingresses_take_ports_that_are_this_runs_alone() -> None:
     environment = environment_of(RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT="30000")
-    assert environment["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] == "30101"
+    assert environment["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] == "30101"
+    assert environment["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] == "30102"
     assert environment["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] == "30200", "the first that is somebody else's"
 
 

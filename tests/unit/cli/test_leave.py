@@ -13,8 +13,8 @@ from serve_app.cli.ports import free_port
     ("options", "said"),
     [
         ([], "no cluster"),
-        (["--address", "127.0.0.1"], "nothing answers at 127.0.0.1"),
-        (["--address", f"127.0.0.1:{free_port()}"], "nothing answers"),
+        (["--address", "127.0.0.1", "--within-s", "1"], "nothing answers at 127.0.0.1"),
+        (["--address", f"127.0.0.1:{free_port()}", "--within-s", "1"], "nothing answers"),
         (["--within-s", "0"], "greater than or equal to 1"),
     ],
 )

@@ -134,8 +134,9 @@ def test_the_command_exits_2_with_one_sentence_and_no_traceback(
     assert not (folder / "data" / "ray-start.log").exists(), "Ray must not have been started"
 
 
-def test_production_refuses_placeholders_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENV", "production")
+@pytest.mark.parametrize("env", ["production", ""])
+def test_production_refuses_placeholders_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch, env: str) -> None:
+    monkeypatch.setenv("ENV", env)
     monkeypatch.setenv("SUPABASE_JWT_SECRET", "changeme")
     monkeypatch.setenv("NILM_DATA_DIR", str(folder / "data"))
     for name in ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "ADMIN_TOKEN", "CORS_ORIGINS", "INFLUX_URL"):
