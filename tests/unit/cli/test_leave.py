@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+
 import pytest
 from typer.testing import CliRunner
 
+from serve_app.cli import leave
 from serve_app.cli.main import app
 from serve_app.cli.ports import free_port
 
@@ -23,3 +28,23 @@ def test_without_a_cluster_it_says_so(monkeypatch: pytest.MonkeyPatch, options: 
     result = CliRunner().invoke(app, ["leave", *options])
     assert result.exit_code != 0
     assert said in result.output
+
+
+def test_a_head_that_starts_again_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    head = socket.socket()
+    head.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def come_back() -> None:
+        head.bind(("127.0.0.1", port))
+        head.listen()
+
+    monkeypatch.setattr("ray.util.state.list_nodes", lambda **_: ["a node"])
+    threading.Timer(0.7, come_back).start()
+    began = time.monotonic()
+    try:
+        nodes = leave._answer_of(lambda: leave._nodes(f"127.0.0.1:{port}"), began + 30)
+    finally:
+        head.close()
+    assert nodes == ["a node"]
+    assert time.monotonic() - began > 0.5
