@@ -21,6 +21,11 @@ SECRET_BYTES = 48
 """384 random bits: more than HS256's own 256, so the secret is never the weakest part."""
 
 
+def in_production() -> bool:
+    """Whether `ENV` says so to a command. Unset, as on a checkout, it does not; empty means production."""
+    return os.environ.get("ENV", "development") in {"production", ""}
+
+
 def mint_development_token(secret: str, user_id: str, minutes: int, issuer: str, role: Role | None = None) -> str:
     """An HS256 access token shaped like Supabase's, valid from now for `minutes`; `role` is `app_metadata.role`.
 

@@ -7,7 +7,6 @@ acknowledged and nothing ended the run early, 1 otherwise, 2 when it could not s
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.signal import W_PER_KW
-from serve_app.access.development import mint_development_token, read_development_secret
+from serve_app.access.development import in_production, mint_development_token, read_development_secret
 from serve_app.access.development_grants import grant_development_access, grants_come_from_this_file
 from serve_app.access.grants import GrantSourceError
 from serve_app.demo.client import Contract, ServiceClient, is_loopback
@@ -189,7 +188,7 @@ def _development_token(options: Options) -> str:
         raise DemoError(f"{options.url!r} is not a URL.") from error
     if not is_loopback(host):
         raise DemoError(f"A development token is only sent to this machine: pass --token or NILM_TOKEN for {host}.")
-    if os.environ.get("ENV", "development") == "production":
+    if in_production():
         raise DemoError("ENV is production: pass a token of the identity provider with --token or NILM_TOKEN.")
     if not grants_come_from_this_file():
         raise DemoError("SUPABASE_URL is set: pass a token of one of its users with --token, and --building of theirs.")

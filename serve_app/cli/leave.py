@@ -31,6 +31,10 @@ Answer = TypeVar("Answer")
 UNKNOWN = "what Ray's head did not tell"
 
 
+HOPELESS = ("uthenticat", "version mismatch")
+"""What Ray says of a token or a Ray of ours that does not fit; to ask again would not mend it."""
+
+
 class _Silent(Exception):
     """The head does not answer now. It may be starting again, as when its machine is upgraded before this one."""
 
@@ -69,7 +73,7 @@ def _answer_of(ask: Callable[[], Answer], give_up_s: float) -> Answer:
         try:
             return ask()
         except _Silent as silence:
-            if time.monotonic() > give_up_s:
+            if time.monotonic() > give_up_s or any(one in str(silence) for one in HOPELESS):
                 fail(str(silence))
         time.sleep(POLL_S)
 
@@ -108,16 +112,18 @@ def _chosen(nodes: Sequence[Any], node_id: str | None) -> str:
 
 def _ask_to_drain(address: str, node_id: str, give_up_s: float) -> None:
     """By Ray's own command: its Python function is private. Raises _Silent."""
-    within_s = max(1, round(give_up_s - time.monotonic()))
+    left_s = max(1.0, give_up_s - time.monotonic())
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "nilm leave"]
-    command += ["--deadline-remaining-seconds", str(within_s)]
+    command += ["--deadline-remaining-seconds", str(round(left_s))]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        raise _Silent(f"Ray's head did not answer within {ASK_TIMEOUT_S:.0f} s") from None
+        asked = subprocess.run(  # noqa: S603 - our own interpreter and arguments
+            command, capture_output=True, text=True, timeout=min(ASK_TIMEOUT_S, left_s), check=False
+        )
+    except subprocess.TimeoutExpired as late:
+        raise _Silent(f"Ray's head did not answer within {late.timeout:.0f} s") from None
     if asked.returncode != 0:
-        # For this reason Ray refuses nobody, so it is its head that could not be asked.
+        # Ray lets every node go that is to be preempted, so mostly its head could not be asked.
         raise _Silent(f"node {node_id} cannot leave: {one_line(asked.stderr) or one_line(asked.stdout)}")
 
 

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serve_app.access.development import SECRET_VARIABLE, ensure_development_secret
+from serve_app.access.development import SECRET_VARIABLE, ensure_development_secret, in_production
 from serve_app.cli.announcement import announce
 from serve_app.cli.cluster import RayCluster
 from serve_app.cli.ports import LOOPBACK
@@ -91,9 +91,8 @@ def run(
     """Start the service on this machine and keep it running until Ctrl-C."""
     console = Console(highlight=False)
     data_dir = data_dir.absolute()
-    # Empty, as in a file that is half filled in, is not unset: the settings take it for production, so we do.
-    os.environ["ENV"] = os.environ.get("ENV", "development") or "production"
-    production = os.environ["ENV"] == "production"
+    production = in_production()
+    os.environ["ENV"] = "production" if production else os.environ.get("ENV", "development")
     listen_on = host or (ALL_INTERFACES if production else LOOPBACK)
     if drain_delay is None:
         drain_delay = PRODUCTION_DRAIN_DELAY_S if production else 0.0

@@ -11,6 +11,7 @@ import typer
 from serve_app.access.development import (
     SECRET_FILE_NAME,
     SECRET_VARIABLE,
+    in_production,
     mint_development_token,
     read_development_secret,
 )
@@ -38,7 +39,7 @@ def token(
     ] = Path(".nilm"),
 ) -> None:
     """Print a token for the development service, signed with its local secret. Refused in production."""
-    if os.environ.get("ENV", "development") == "production":
+    if in_production():
         _refuse("ENV is production: its tokens come from the identity provider, `nilm token` makes none.")
     if os.environ.get("SUPABASE_URL") and os.environ.get("ENV") != "development":
         _refuse("SUPABASE_URL is set, so its users sign in there; with ENV=development `nilm token` makes tokens too.")

@@ -2,7 +2,7 @@
 
     python -m tests.fault.drill --nodes 3 --seconds 20
 
-In production mode, with two replicas of everything that can have them. On one node the store is the embedded one. On
+In production mode, with two ingresses and two replicas of the model. On one node the store is the embedded one. On
 three (a head without replicas and two that serve, each in a network of its own on this machine) it is the InfluxDB of
 the tests, and clients come through something that asks every node's `/-/healthz`. During each fault two kinds of
 clients send at a steady rate: those that come back with their Idempotency-Key, and those that try once. Prints a table.

@@ -1,4 +1,4 @@
-"""The service in production mode with two replicas of everything that can have them, on one node or on three."""
+"""The service in production mode with two ingresses and two replicas of the model, on one node or on three."""
 
 from __future__ import annotations
 

@@ -198,15 +198,17 @@ def running_service(
         _wait_for_announcement(service)
         yield service
     finally:
-        _end(service)
+        end(service.process, data_dir)
 
 
-def _end(service: Service) -> None:
-    """At once: what a stop does is asked in `test_run_command.py`, and takes 13 to 45 s."""
-    service.process.kill()
-    service.process.wait()
-    OwnedProcesses(service.data_dir).end(grace_s=0.0)
-    link = service.data_dir / TEMP_LINK_NAME
+def end(process: subprocess.Popen[Any], data_dir: Path) -> None:
+    """A `nilm run`, at once: what a stop does is asked in `test_run_command.py`, and takes 13 to 45 s."""
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    OwnedProcesses(data_dir).end(grace_s=0.0)
+    # A killed run leaves its temporary directory to the next one, which no test starts.
+    link = data_dir / TEMP_LINK_NAME
     if link.is_symlink():
         shutil.rmtree(link.readlink(), ignore_errors=True)
 

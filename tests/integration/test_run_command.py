@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest
 from serve_app.cli.cluster import PRODUCTION_MODE
 from serve_app.cli.ports import free_port
 from serve_app.cli.processes import OwnedProcesses
-from tests.integration.service import ROOT
+from tests.integration.service import ROOT, end
 
 pytestmark = pytest.mark.integration
 
@@ -60,12 +59,7 @@ def nilm_run(
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.kill()
-            OwnedProcesses(data_dir).end(grace_s=0.0)
-            # A killed run leaves its temporary directory to the next one, which no test starts.
-            if (link := data_dir / "ray-temp").is_symlink():
-                shutil.rmtree(link.readlink(), ignore_errors=True)
+            end(process, data_dir)
 
 
 def read_until(process: subprocess.Popen[str], beginning: str) -> tuple[str, list[str]]:

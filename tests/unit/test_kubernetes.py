@@ -127,6 +127,16 @@ def test_the_budget_and_the_policy_are_of_these_pods(
     policy = documents["NetworkPolicy"]["spec"]
     assert policy["podSelector"]["matchLabels"] == labels
     assert all(rule["from"] for rule in policy["ingress"]), "nothing is open to everybody"
+    namespaces = {
+        source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]: [
+            port["port"] for port in rule["ports"]
+        ]
+        for rule in policy["ingress"]
+        if "ports" in rule
+        for source in rule["from"]
+    }
+    # The alerts read what /metrics tells at HAProxy's port, and beside it what Ray tells of its nodes.
+    assert namespaces == {"ingress": [8000], "monitoring": [8000, 8080]}
 
 
 def test_no_secret_is_in_it() -> None:

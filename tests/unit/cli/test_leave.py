@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from serve_app.cli import leave
@@ -23,9 +24,8 @@ from serve_app.cli.ports import free_port
         (["--within-s", "0"], "greater than or equal to 1"),
     ],
 )
-def test_without_a_cluster_it_says_so(monkeypatch: pytest.MonkeyPatch, options: list[str], said: str) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    result = CliRunner().invoke(app, ["leave", *options])
+def test_without_a_cluster_it_says_so(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["leave", *options], env={"RAY_ADDRESS": "", "RAY_API_SERVER_ADDRESS": ""})
     assert result.exit_code != 0
     assert said in result.output
 
@@ -48,3 +48,14 @@ def test_a_head_that_starts_again_is_waited_for(monkeypatch: pytest.MonkeyPatch)
         head.close()
     assert nodes == ["a node"]
     assert time.monotonic() - began > 0.5
+
+
+@pytest.mark.parametrize("said", ["AuthenticationError: another token", "Ray version mismatch: cluster has 2.61.0"])
+def test_what_waiting_does_not_mend_ends_at_once(said: str) -> None:
+    def ask() -> None:
+        raise leave._Silent(said)
+
+    began = time.monotonic()
+    with pytest.raises(typer.Exit):
+        leave._answer_of(ask, began + 60)
+    assert time.monotonic() - began < 30

@@ -105,10 +105,10 @@ def test_buildings_that_cannot_be_granted_give_no_token(
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("case", ["production", "perhaps production", "no secret"])
+@pytest.mark.parametrize("case", ["production", "an empty ENV", "perhaps production", "no secret"])
 def test_the_command_refuses_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    if case == "production":
-        monkeypatch.setenv("ENV", "production")
+    if case in {"production", "an empty ENV"}:
+        monkeypatch.setenv("ENV", "production" if case == "production" else "")
     if case == "perhaps production":  # to the service, no ENV is production
         monkeypatch.setenv("SUPABASE_URL", "https://project.test")
     if case != "no secret":
