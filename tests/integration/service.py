@@ -36,6 +36,7 @@ READY_TIMEOUT_S = 240.0
 FRESH_FIGURES = {"RAY_metrics_report_interval_ms": "3000"}
 """For a service whose `/metrics` a test reads: Ray's agents are told every three seconds instead of every ten. Not more
 often: they forget a gauge after two reports, and Ray itself sets some of its own every five seconds."""
+LEARNT_S = 15.0
 FIGURES_LATE_S = 6.0
 """Then; a replica passes on what it counted each second, and what others counted comes to it each second."""
 
@@ -243,5 +244,11 @@ def read_models(client: httpx.Client) -> dict[str, Any]:
 
 def shape_of(client: httpx.Client, appliance: str) -> dict[str, Any]:
     """Window and output sample of the version that serves the appliance now."""
-    models = read_models(client)["models"]
-    return next(m for m in models if m["appliance_id"] == appliance and m["serving"])
+    # Ready is what one ingress says; of several, another may have asked the replicas when they were still loading.
+    end_s = time.monotonic() + LEARNT_S
+    while True:
+        models = read_models(client)["models"]
+        if found := [m for m in models if m["appliance_id"] == appliance and m["serving"]]:
+            return dict(found[0])
+        assert time.monotonic() < end_s, models
+        time.sleep(0.5)
