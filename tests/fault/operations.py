@@ -183,11 +183,8 @@ async def _cut_off_a_node(system: System) -> str:
     node = system.nodes[0]
     system.network.cut(node.address)
     await _another_instead(system, node)
-    began_s = time.monotonic()
-    await asyncio.to_thread(system.settle)
-    settled_s = time.monotonic() - began_s
     await asyncio.to_thread(node.kill)
-    return f"all replicas {settled_s:.0f} s after a new node had joined"
+    return "its processes end unseen"
 
 
 async def _another_instead(system: System, gone: Raylet) -> None:

@@ -199,10 +199,10 @@ def running_service(
         _wait_for_announcement(service)
         yield service
     finally:
-        end(service.process, data_dir)
+        end_run(service.process, data_dir)
 
 
-def end(process: subprocess.Popen[Any], data_dir: Path) -> None:
+def end_run(process: subprocess.Popen[Any], data_dir: Path) -> None:
     """A `nilm run`, at once: what a stop does is asked in `test_run_command.py`, and takes 13 to 45 s."""
     if process.poll() is None:
         process.kill()

@@ -18,7 +18,7 @@ import pytest
 from serve_app.cli.cluster import PRODUCTION_MODE
 from serve_app.cli.ports import free_port
 from serve_app.cli.processes import OwnedProcesses
-from tests.integration.service import ROOT, end
+from tests.integration.service import ROOT, end_run
 
 pytestmark = pytest.mark.integration
 
@@ -59,7 +59,7 @@ def nilm_run(
         try:
             yield process
         finally:
-            end(process, data_dir)
+            end_run(process, data_dir)
 
 
 def read_until(process: subprocess.Popen[str], beginning: str) -> tuple[str, list[str]]:
