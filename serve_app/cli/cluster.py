@@ -10,13 +10,12 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +42,8 @@ TEMP_PREFIX = "nilm-ray-"
 _ADDRESS = re.compile(r"ray start --address='([^']+)'")
 STOP_GRACE_S = 15.0
 """Measured: an idle cluster is gone 3.5 s after SIGTERM on two busy cores."""
+KILL_S = 10.0
+"""For `fate` to look for what is left after that, and to kill it."""
 
 
 def ray_token_path(data_dir: Path) -> Path:
@@ -141,7 +142,7 @@ def _remember_temp_dir(data_dir: Path, temp_dir: Path) -> None:
 
 @dataclass
 class RayCluster:
-    """A started head node. `process` is `ray start --block`, the leader of the run's session."""
+    """A started head node. `process` is `fate`, which leads the run's session, with `ray start --block` under it."""
 
     data_dir: Path
     temp_dir: Path
@@ -163,7 +164,7 @@ class RayCluster:
         _remember_temp_dir(data_dir, temp_dir)
         environment = cluster_environment(base, data_dir, config_folder, temp_dir, token_path, ports)
         dashboard_port, metrics_port = free_port(DEFAULT_DASHBOARD_PORT), free_port(DEFAULT_METRICS_PORT)
-        command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.executable]
+        command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), str(STOP_GRACE_S), sys.executable]
         command += ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0"]
         command += [f"--temp-dir={temp_dir}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
@@ -214,18 +215,13 @@ class RayCluster:
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
         return f"{lines[-1][:300]} (all of it: {path})" if lines else f"it said nothing in {path}"
 
-    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+    def stop(self, grace_s: float = STOP_GRACE_S + KILL_S) -> None:
         """End every process of the cluster and remove its temporary files. `grace_s` 0 kills at once."""
-        deadline = time.monotonic() + grace_s
         if grace_s > 0 and self.process.poll() is None:
-            # The leader ends its children in an order that keeps them from complaining about each other.
-            self.process.send_signal(signal.SIGTERM)
-            try:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=grace_s)
-            except subprocess.TimeoutExpired:
-                deadline = 0.0
-        if not self.owned.wait_gone(max(0.0, min(3.0, deadline - time.monotonic()))):
-            self.owned.end(grace_s=0.0 if grace_s == 0 else 1.0)
+        self.owned.end(grace_s=0.0)
         # Whatever was found above: this wait has no end of its own.
         self.process.kill()
         self.process.wait()

@@ -90,25 +90,77 @@ def test_a_zombie_counts_as_gone(tmp_path: Path, started: list[subprocess.Popen[
     assert OwnedProcesses(tmp_path, {process.pid}).find() == []
 
 
-def test_what_fate_starts_ends_with_its_parent(tmp_path: Path) -> None:
-    sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import os, subprocess, sys, time\n"
-            "subprocess.Popen([sys.executable, '-m', 'serve_app.cli.fate', str(os.getpid()),"
-            f" sys.executable, '-c', {sleeper!r}])\n"
-            "time.sleep(60)",
-        ],
+PARENT = """
+import os, subprocess, sys, time
+fate = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.argv[1], sys.executable, "-c", sys.argv[2]]
+subprocess.Popen(fate, start_new_session=True)
+time.sleep(60)
+"""
+LONG_DRAIN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda *_: time.sleep(60))
+print(1, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "grace_s"),
+    [
+        pytest.param("import os, time; print(1, flush=True); time.sleep(60)", 60, id="one that hears SIGTERM"),
+        pytest.param(LONG_DRAIN, 0.3, id="one that drains for longer than it may"),
+        pytest.param(CHILD_WITHOUT_THE_MARK.replace("os._exit(0)", "import time; time.sleep(60)"), 60, id="a child"),
+        pytest.param(CHILD_WITHOUT_THE_MARK, 60, id="an orphan"),
+    ],
+)
+def test_what_fate_starts_ends_with_its_parent(tmp_path: Path, program: str, grace_s: float) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(grace_s), program],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, OWNER_VARIABLE: str(tmp_path)},
         cwd=Path(__file__).parents[3],
-    )
-    with parent:
-        child = read_number(parent)
-        assert child in OwnedProcesses(tmp_path).find()
+    ) as parent:
+        owned = OwnedProcesses(tmp_path)
+        read_number(parent)
+        assert parent.pid in owned.find()
         parent.kill()
         parent.wait()
-        assert OwnedProcesses(tmp_path).wait_gone(5.0), "SIGKILL to the parent must take the child along"
+        assert owned.wait_gone(10.0), "SIGKILL to the parent must take all of it along"
+
+
+def fate(started: list[subprocess.Popen[str]], owner: Path, program: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), "0.3", sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, OWNER_VARIABLE: str(owner)},
+        cwd=Path(__file__).parents[3],
+        start_new_session=True,
+    )
+    started.append(process)
+    return process
+
+
+def test_fate_says_how_its_program_ended(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
+    assert fate(started, tmp_path, "import sys; sys.exit(7)").wait(10) == 7
+    assert fate(started, tmp_path, "import os; os.kill(os.getpid(), 9)").wait(10) == 128 + signal.SIGKILL
+    asked = fate(started, tmp_path, LONG_DRAIN)
+    read_number(asked)
+    asked.terminate()
+    assert asked.wait(10) == 128 + signal.SIGTERM
+    assert OwnedProcesses(tmp_path).find() == []
+
+
+def test_fate_starts_nothing_for_a_parent_that_is_gone(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    written = tmp_path / "written"
+    subprocess.run(
+        [sys.executable, "-m", "serve_app.cli.fate", str(ended.pid), "1", "touch", str(written)],
+        env={**os.environ, OWNER_VARIABLE: str(tmp_path)},
+        cwd=Path(__file__).parents[3],
+        timeout=10,
+        check=False,
+    )
+    assert not written.exists()
