@@ -2,8 +2,9 @@
 
 Two marks tell them from everybody else's Ray. An environment variable that names the run's data directory is
 inherited by everything the run starts and survives re-parenting. Some of Ray's processes overwrite their
-environment when they rename themselves; they stay in the session that the run opened, so every session in which
-the variable was seen belongs to the run as well. A program's name or a parent's pid would prove neither.
+environment when they rename themselves; they stay in the session that the run opened, so every session whose leader
+has the variable belongs to the run as well, or in which it was seen after the leader's end. A program's name or a
+parent's pid would prove neither.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class OwnedProcesses:
         mark = f"{OWNER_VARIABLE}={self.data_dir}".encode()
         living = {pid: session for pid in _process_ids() if (session := _living_session(pid)) is not None}
         marked = {pid for pid in living if mark in _environment(pid)}
-        self.sessions |= {living[pid] for pid in marked} - {os.getsid(0)}
+        seen = {living[pid] for pid in marked} - {os.getsid(0)}
+        # One that is led by somebody else, a terminal's for example, is not ours for one process in it.
+        self.sessions |= {session for session in seen if session in marked or session not in living}
         return sorted({pid for pid, session in living.items() if session in self.sessions} | marked)
 
     def end(self, grace_s: float) -> list[int]:

@@ -19,6 +19,13 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 IGNORES_SIGTERM = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
 )
+STRANGER = """
+import os, subprocess, sys, time
+marked = {**os.environ, "NILM_RUN_OWNER": sys.argv[1]}
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=marked)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
 CHILD_WITHOUT_THE_MARK = """
 import os, subprocess, sys
 environment = {k: v for k, v in os.environ.items() if k != "NILM_RUN_OWNER"}
@@ -84,6 +91,20 @@ def test_a_child_that_lost_the_mark_and_its_parent_is_found_by_its_session(
     assert owned.wait_gone(1.0)
 
 
+def test_a_process_of_the_run_in_a_strangers_session_does_not_make_that_session_ours(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", STRANGER, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    started.append(stranger)
+    ours = read_number(stranger)
+    owned = OwnedProcesses(tmp_path)
+    assert owned.find() == [ours]
+    assert owned.end(grace_s=0.0) == [ours]
+    assert stranger.poll() is None
+
+
 def test_a_zombie_counts_as_gone(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     process = start(started, tmp_path, "pass")
     time.sleep(0.3)  # ended, and nobody has waited for it
@@ -92,8 +113,9 @@ def test_a_zombie_counts_as_gone(tmp_path: Path, started: list[subprocess.Popen[
 
 PARENT = """
 import os, subprocess, sys, time
-fate = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), sys.argv[1], sys.executable, "-c", sys.argv[2]]
-subprocess.Popen(fate, start_new_session=True)
+owner, grace_s, program = sys.argv[1:]
+fate = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), grace_s, sys.executable, "-c", program]
+subprocess.Popen(fate, start_new_session=True, env={**os.environ, "NILM_RUN_OWNER": owner})
 time.sleep(60)
 """
 LONG_DRAIN = """
@@ -115,15 +137,14 @@ time.sleep(60)
 )
 def test_what_fate_starts_ends_with_its_parent(tmp_path: Path, program: str, grace_s: float) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(grace_s), program],
+        [sys.executable, "-c", PARENT, str(tmp_path), str(grace_s), program],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, OWNER_VARIABLE: str(tmp_path)},
         cwd=Path(__file__).parents[3],
     ) as parent:
         owned = OwnedProcesses(tmp_path)
         read_number(parent)
-        assert parent.pid in owned.find()
+        assert owned.find(), "fate, at least"
         parent.kill()
         parent.wait()
         assert owned.wait_gone(10.0), "SIGKILL to the parent must take all of it along"
