@@ -2,13 +2,14 @@
 
 Counts the quotas, passes questions to every ingress, and leads the appliances' replicas from version to version. Most
 requests do not wait for it: ingresses report their grants afterwards, replicas of models go on with what they serve,
-while it is away. Its memory is all it has; after a restart quotas start anew, unless they are kept in Redis, and
-replicas tell what they serve.
+while it is away. Its memory is all it has; after a restart quotas start anew, unless they are kept in Redis, replicas
+tell what they serve, and the store which canaries were demoted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,16 +26,20 @@ from deployments.telemetry import Telemetry
 ANSWER_WAIT_S = 3.0
 """A replica answers from memory; one that needs longer is stuck."""
 REDIS_VARIABLE = "REDIS_URL"
+logger = logging.getLogger("ray.serve")
 
 
 class Coordinator:
     """Hosts the ledger, the board and the rollouts; exactly one replica."""
 
-    def __init__(self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...], persistence: Any) -> None:
+    def __init__(
+        self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...], persistence: Any, history: Any
+    ) -> None:
         # The URL may hold a password: read here, it is not pickled into the deployment's arguments.
         self._ledger = QuotaLedger(requests_per_minute, redis_url=os.environ.get(REDIS_VARIABLE) or None)
         self._board = Noticeboard()
-        self._rollouts = RolloutControl(appliances, RolloutJournal(persistence).note)
+        self._journal = RolloutJournal(persistence, history)
+        self._rollouts = RolloutControl(appliances, self._journal.note)
         self._telemetry = Telemetry()
         watch_rollouts(self._telemetry, self._rollouts.overview)
         self._background: list[asyncio.Task[None]] = []
@@ -66,7 +71,8 @@ class Coordinator:
     async def follow(self, report: ReplicaReport) -> Orders:
         """A replica of an appliance reports, and waits here for orders."""
         if not self._background:
-            self._background = [asyncio.create_task(work) for work in (self._rollouts.run(), self._telemetry.run())]
+            work = (self._rollouts.run(), self._telemetry.run(), self._remember())
+            self._background = [asyncio.create_task(one) for one in work]
         return await self._rollouts.follow(report)
 
     async def report_replica(self, report: ReplicaReport) -> None:
@@ -80,3 +86,10 @@ class Coordinator:
     async def reload(self, wait_s: float) -> RolloutOverview:
         """Every replica of every appliance reads the registry again."""
         return await self._rollouts.reload(wait_s)
+
+    async def _remember(self) -> None:
+        try:
+            self._rollouts.remember(await self._journal.read())
+        except Exception:
+            # Without a past a canary is judged anew, which is better than no rollouts at all.
+            logger.exception("the journal of rollouts holds what cannot be understood")

@@ -2,7 +2,7 @@
 
 A new plan is prepared beside the serving one by every replica; when all are ready they switch at one instant, and
 when one cannot, none does. Watches canaries and demotes them. Its memory is lost with its process: replicas say what
-they serve, and the gate repeats the configuration, until it knows again.
+they serve, the gate repeats the configuration, and the journal says which canary was demoted, until it knows again.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from deployments.contracts import RefusedVersion
-from deployments.journal_contracts import JournalKind
+from deployments.journal_contracts import JournalEntry, JournalKind
 from deployments.rollout_contracts import (
     Demotion,
     Directive,
@@ -26,6 +26,7 @@ from deployments.rollout_contracts import (
     RolloutOverview,
     VersionCounts,
 )
+from deployments.rollout_memory import DemotedPlan, demoted_plans
 from deployments.rollout_plan import RolloutPlan, in_words, plain
 from deployments.rollout_state import ApplianceState, KnownReplica, overview_of, settled
 
@@ -61,6 +62,8 @@ class RolloutControl:
         self._uptime_s = 0.0
         # Grows also over a restart of this process, so that a higher number is always the later word.
         self._last_number = time.time_ns()
+        self._demoted_before: dict[str, DemotedPlan] | None = None
+        """Of processes before this one; None until the journal was read."""
         self._refused_config: str | None = None
         self._demotions = 0
         self._refusals = 0
@@ -86,6 +89,15 @@ class RolloutControl:
                 await self._refuse(name, RefusedVersion(one.preparing.plan.versions[-1], LOAD_TIMEOUT, detail))
             await self._switch_when_ready(name)
             await self._guard(name)
+
+    def remember(self, entries: Sequence[JournalEntry]) -> None:
+        """What the journal holds of the time before this process, newest first. The next look acts on it."""
+        self._demoted_before = demoted_plans(entries)
+        for name, one in self._appliances.items():
+            if one.active is not None and one.active.demoted is None:
+                demoted = self._was_demoted(name, one.active.plan)
+                if demoted is not None:
+                    self._demote(one, one.active, demoted)
 
     async def offer(self, offer: Offer, wait_s: float) -> OfferOutcome:
         """Starts what the offer changes; says after `wait_s` at most how far it is."""
@@ -222,13 +234,18 @@ class RolloutControl:
         if wanted is None:
             return
         one.forget_gone(self._uptime() - GONE_AFTER_S)
-        # The first plan of all has nothing to be prepared beside.
-        if one.active is not None and any(r.report.prepared != wanted.number for r in one.replicas.values()):
-            return
+        if one.active is None:
+            # The first plan of all has nothing to be prepared beside; its canary may have been demoted long ago.
+            if wanted.plan.canary is not None and self._demoted_before is None and self._uptime() < LEARNING_S:
+                return
+            changed, switched = True, replace(wanted, demoted=self._was_demoted(name, wanted.plan))
+        else:
+            if any(known.report.prepared != wanted.number for known in one.replicas.values()):
+                return
+            changed = one.active.plan != wanted.plan
+            switched = replace(wanted, activate_at_s=self._now() + LEAD_S)
         one.preparing = None
-        changed = one.active is None or one.active.plan != wanted.plan
-        at_s = 0.0 if one.active is None else self._now() + LEAD_S
-        one.activate(replace(wanted, activate_at_s=at_s))
+        one.activate(switched)
         if changed:
             logger.info("%s goes to %s", name, in_words(wanted.plan))
             self._journal(
@@ -268,6 +285,10 @@ class RolloutControl:
         document = {"appliance": name, "model_version": version, "windows": ever, "reason": reason}
         self._journal(JournalKind.DEMOTED, document)
         await self._tell()
+
+    def _was_demoted(self, name: str, plan: RolloutPlan) -> Demotion | None:
+        known = (self._demoted_before or {}).get(name)
+        return known.demotion if known is not None and known.plan == plain(plan) else None
 
     def _demote(self, one: ApplianceState, active: Directive, demoted: Demotion) -> None:
         one.activate(replace(active, number=self._next_number(), demoted=demoted, activate_at_s=0.0))

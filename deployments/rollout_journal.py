@@ -1,4 +1,7 @@
-"""Writes what happens to rollouts into the store: in order, beside everything else, again while it is away."""
+"""Writes what happens to rollouts into the store: in order, beside everything else, again while it is away.
+
+And reads there, once a process, what happened before.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from deployments.contracts import NotPersisted, PersistFailure
+from deployments.history_contracts import HistoryFailed
 from deployments.journal_contracts import JournalEntry, JournalKind
 
 WRITE_S = 10.0
 RETRY_S = 5.0
+READ_S = 5.0
+READ_AGAIN_S = 0.5
+READ_ENTRIES = 1000
+"""As many as `nilm rollout` looks back: those of some hundred starts."""
 KEPT_ENTRIES = 1000
 """While the store is away; more rollouts than that in one outage are noise."""
 logger = logging.getLogger("ray.serve")
 
 
 class RolloutJournal:
-    """`persistence`: the handle of the only writer."""
+    """`persistence`: the handle of the only writer; `history`: of whoever reads."""
 
-    def __init__(self, persistence: Any) -> None:
+    def __init__(self, persistence: Any, history: Any) -> None:
         self._persistence = persistence
+        self._history = history
         self._waiting: deque[JournalEntry] = deque(maxlen=KEPT_ENTRIES)
         self._last_ns = 0
         self._writing: asyncio.Task[None] | None = None
@@ -36,6 +45,23 @@ class RolloutJournal:
         self._waiting.append(JournalEntry(self._last_ns, kind, json.dumps(document)))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
+
+    async def read(self) -> tuple[JournalEntry, ...]:
+        """What is in the store, newest first; asks until it answers."""
+        away = False
+        while True:
+            try:
+                async with asyncio.timeout(READ_S):
+                    entries: tuple[JournalEntry, ...] | HistoryFailed = await self._history.journal.remote(READ_ENTRIES)
+                if not isinstance(entries, HistoryFailed):
+                    return entries
+                reason = entries.detail
+            except Exception as error:  # noqa: BLE001 - whatever a dead replica raises, it is asked again
+                reason = type(error).__name__
+            if not away:
+                logger.warning("the journal of rollouts cannot be read yet: %s", reason)
+            away = True
+            await asyncio.sleep(READ_AGAIN_S)
 
     async def _write(self) -> None:
         while self._waiting:

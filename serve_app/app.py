@@ -3,6 +3,7 @@
 client -> Ingress -> one ApplianceModel deployment per appliance, named by it
                   -> Persistence (writes), History (reads)
                   -> Coordinator (afterwards: quotas; operators' questions to every ingress)
+Coordinator -> Persistence, History (the journal of rollouts)
 rollout (its user_config) -> Coordinator <- every ApplianceModel replica, which asks what to serve
 Every deployment's limits stand in serve_config.yaml; here is only who talks to whom.
 """
@@ -44,17 +45,18 @@ def build(args: AppArgs) -> Application:
         raise ValueError(f"args.appliances may not use {', '.join(sorted(RESERVED_NAMES))}")
     settings = load_settings()
     persistence = Persistence.options(name="persistence").bind(settings.store_config())
+    history_deployment: Deployment = serve.deployment(name="history")(HistoryReplica)
+    history = history_deployment.bind(settings.store_config())
     coordinator_deployment: Deployment = serve.deployment(name="coordinator")(Coordinator)
-    coordinator = coordinator_deployment.bind(settings.requests_per_minute, tuple(names), persistence)
+    coordinator = coordinator_deployment.bind(settings.requests_per_minute, tuple(names), persistence, history)
     model: Deployment = serve.deployment()(ApplianceModel)
     appliances = {name: model.options(name=name).bind(name, coordinator, device=args.device) for name in names}
     gate: Deployment = serve.deployment(name="rollout")(RolloutGate)
-    history: Deployment = serve.deployment(name="history")(HistoryReplica)
     ingress: Deployment = serve.deployment(name="ingress")(Ingress)
     application: Application = ingress.bind(
         appliances,
         persistence,
-        history.bind(settings.store_config()),
+        history,
         coordinator,
         gate.bind(coordinator, tuple(names)),
     )

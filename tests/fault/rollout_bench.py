@@ -173,14 +173,22 @@ class RolloutBench:
 
     def deploy(self, kettle: object, **of_kettle: object) -> None:
         """What `serve deploy` does with this plan in the file; `of_kettle`: other options of the model's deployment."""
-        document = yaml.safe_load(self.service.config.read_text())
+        document = self._file_with(kettle, of_kettle)
+        document["http_options"]["port"] = int(self.service.url.rsplit(":", 1)[1])
+        self.service.serve_api().deploy(document)
+
+    def write(self, kettle: object) -> None:
+        """Into the file: what is served by whoever starts with it."""
+        self.service.config.write_text(yaml.safe_dump(self._file_with(kettle, {}), sort_keys=False))
+
+    def _file_with(self, kettle: object, of_kettle: dict[str, object]) -> dict[str, Any]:
+        document: dict[str, Any] = yaml.safe_load(self.service.config.read_text())
         for deployment in document["applications"][0]["deployments"]:
             if deployment["name"] == "rollout":
                 deployment["user_config"] = {"kettle": kettle}
             if deployment["name"] == "kettle":
                 deployment.update(of_kettle)
-        document["http_options"]["port"] = int(self.service.url.rsplit(":", 1)[1])
-        self.service.serve_api().deploy(document)
+        return document
 
     async def state(self) -> dict[str, Any]:
         """The kettle's row of GET /models."""

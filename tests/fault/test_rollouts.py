@@ -222,19 +222,12 @@ async def test_a_hanging_load_holds_nobody_and_is_taken_back_at_once(bench: Roll
     assert {one.version for one in buildings.answers} == {A, B}
 
 
-@pytest.mark.parametrize(
-    ("version", "guard", "reason"),
-    [
-        ("4.0.0-scaled", {}, "mean power"),
-        ("4.0.1-slow", {"slow_ms": 150}, "slower than 150 ms"),
-        ("4.0.2-nan", {}, "errors"),
-    ],
-)
-async def test_a_wrong_canary_is_demoted(bench: RolloutBench, version: str, guard: Any, reason: str) -> None:
+async def demoted(bench: RolloutBench, plan: dict[str, Any], reason: str) -> None:
+    """The canary of this plan has answered for all, was demoted for that reason, and answers for nobody any more."""
     await calm(bench)
     async with load(bench) as buildings:
-        percent = 100.0
-        bench.deploy({"stable": A, "canary": canary(version, percent), "guard": guard})
+        version, percent = plan["canary"]["version"], plan["canary"]["percent"]
+        bench.deploy(plan)
         await bench.until(is_canary(percent))
         start = time.monotonic()
         # One NaN in a hundred is known for sure after 375 windows as a rule, and 1,450 at most.
@@ -249,6 +242,33 @@ async def test_a_wrong_canary_is_demoted(bench: RolloutBench, version: str, guar
     assert reason in state["canary"]["demoted"]
     assert not failures(buildings.answers)
     assert {one.version for one in buildings.between(after, time.monotonic())} == {A}
+
+
+@pytest.mark.parametrize(
+    ("version", "guard", "reason"),
+    [
+        ("4.0.1-slow", {"slow_ms": 150}, "slower than 150 ms"),
+        ("4.0.2-nan", {}, "errors"),
+    ],
+)
+async def test_a_wrong_canary_is_demoted(bench: RolloutBench, version: str, guard: Any, reason: str) -> None:
+    await demoted(bench, {"stable": A, "canary": canary(version, 100.0), "guard": guard}, reason)
+
+
+async def test_a_canary_that_was_demoted_stays_so_when_everything_is_started_anew(bench: RolloutBench) -> None:
+    plan = {"stable": A, "canary": canary("4.0.0-scaled", 100.0)}
+    await demoted(bench, plan, "mean power")
+    said = (await bench.state())["canary"]["demoted"]
+    bench.write(plan)
+    bench.service.kill_everything()
+    await asyncio.to_thread(bench.service.process.wait)
+    bench.service.start_again()
+    await asyncio.to_thread(bench.service.wait_ready)
+    async with load(bench) as buildings:
+        state = await bench.state()
+    assert state["canary"]["demoted"] == said
+    assert {(one.status, one.version) for one in buildings.answers} == {(200, A)}
+    bench.write({"stable": A})
 
 
 async def test_a_good_canary_stays(bench: RolloutBench) -> None:

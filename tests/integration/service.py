@@ -57,6 +57,10 @@ class Service:
         with self.output.open("ab") as sink:
             self.process = _start(self.process.args, self.environment, sink)
 
+    def wait_ready(self) -> None:
+        """Until `/ready` says so; raises AssertionError with its own words when it ends or takes too long."""
+        _wait(self, "/ready")
+
     @property
     def database(self) -> Path:
         return self.data_dir / "predictions.sqlite3"

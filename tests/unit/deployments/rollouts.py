@@ -48,16 +48,20 @@ class Clock:
 
 @dataclass
 class Bench:
-    """A coordinator's control, and everything it told the journal."""
+    """A coordinator's control, and everything it told the journal. `remembers`: it knows that nothing was before."""
 
     clock: Clock = field(default_factory=Clock)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    remembers: bool = True
 
     def __post_init__(self) -> None:
         self.control = self._start()
 
     def _start(self) -> RolloutControl:
-        return RolloutControl(APPLIANCES, self._note, self.clock)
+        control = RolloutControl(APPLIANCES, self._note, self.clock)
+        if self.remembers:
+            control.remember(())
+        return control
 
     def _note(self, kind: JournalKind, document: Mapping[str, object]) -> None:
         self.events.append((str(kind), dict(document)))

@@ -40,6 +40,7 @@ class House:
     def restart(self) -> None:
         """The coordinator is another process."""
         self.control = RolloutControl(("kettle",), lambda kind, _: self.events.append(kind))
+        self.control.remember(())
         self._tasks.append(asyncio.create_task(self.control.run()))
 
     @property

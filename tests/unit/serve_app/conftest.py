@@ -294,7 +294,7 @@ class FakeCoordinator:
     """The real coordinator behind a handle; what it says of rollouts is given, and None is no answer."""
 
     def __init__(self, requests_per_minute: Mapping[str, int], appliances: tuple[str, ...]) -> None:
-        self.real = Coordinator(requests_per_minute, appliances, persistence=SimpleNamespace())
+        self.real = Coordinator(requests_per_minute, appliances, SimpleNamespace(), SimpleNamespace())
         self.report, self.listen = Method(self.real.report), Method(self.real.listen)
         self.answer, self.ask = Method(self.real.answer), Method(self.real.ask)
         self.overview: RolloutOverview | None = RolloutOverview(tuple(rollout(name) for name in appliances), None, 0, 0)
