@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from typing import NoReturn
 
 import pytest
 
 INSTALL_TIMEOUT_S = 240
+LOCKED_TIMEOUT_S = 120
 
 
 class PartsMissing(Exception):
@@ -21,9 +23,20 @@ def apt_install(packages: list[str]) -> None:
     names = ", ".join(packages)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise PartsMissing(f"not installed: {names} (as root on Debian they would be installed now)")
-    apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120"]
-    install([*apt, "update"], "the package lists")
-    install([*apt, "install", "--yes", "--no-install-recommends", *packages], names)
+    _in_turn(["apt-get", "update"], "the package lists")
+    _in_turn(["apt-get", "install", "--yes", "--no-install-recommends", *packages], names)
+
+
+def _in_turn(command: list[str], what: str) -> None:
+    """apt-get works for one at a time; another test process, or the machine itself, may be at it."""
+    give_up_s = time.monotonic() + LOCKED_TIMEOUT_S
+    while True:
+        try:
+            return install(command, what)
+        except PartsMissing as missing:
+            if "Could not get lock" not in str(missing) or time.monotonic() > give_up_s:
+                raise
+            time.sleep(1.0)
 
 
 def install(command: list[str], what: str) -> None:
