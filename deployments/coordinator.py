@@ -9,6 +9,7 @@ tell what they serve, and the store which canaries were demoted.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 from collections.abc import Mapping
@@ -72,7 +73,8 @@ class Coordinator:
         """A replica of an appliance reports, and waits here for orders."""
         if not self._background:
             work = (self._rollouts.run(), self._telemetry.run(), self._remember())
-            self._background = [asyncio.create_task(one) for one in work]
+            # In a context of their own: Serve would cancel what they ask together with the call that began them.
+            self._background = [asyncio.create_task(one, context=contextvars.Context()) for one in work]
         return await self._rollouts.follow(report)
 
     async def report_replica(self, report: ReplicaReport) -> None:

@@ -64,6 +64,8 @@ class RolloutControl:
         self._last_number = time.time_ns()
         self._demoted_before: dict[str, DemotedPlan] | None = None
         """Of processes before this one; None until the journal was read."""
+        self._changed: set[str] = set()
+        """Appliances that went from one plan to another since, which ends what was demoted before."""
         self._refused_config: str | None = None
         self._demotions = 0
         self._refusals = 0
@@ -94,10 +96,11 @@ class RolloutControl:
         """What the journal holds of the time before this process, newest first. The next look acts on it."""
         self._demoted_before = demoted_plans(entries)
         for name, one in self._appliances.items():
-            if one.active is not None and one.active.demoted is None:
+            if one.active is not None and one.active.demoted is None and name not in self._changed:
                 demoted = self._was_demoted(name, one.active.plan)
                 if demoted is not None:
                     self._demote(one, one.active, demoted)
+                    _say_demoted_before(name, demoted)
 
     async def offer(self, offer: Offer, wait_s: float) -> OfferOutcome:
         """Starts what the offer changes; says after `wait_s` at most how far it is."""
@@ -168,6 +171,9 @@ class RolloutControl:
         if one.active is None or theirs.number > one.active.number:
             self._last_number = max(self._last_number, theirs.number)
             one.activate(theirs)
+            ahead = one.preparing
+            if ahead is not None and ahead.plan == theirs.plan and ahead.plan_number != theirs.plan_number:
+                one.preparing = None  # the gate's word came first, and is what serves already
             self._keep_later(one)
         elif (
             theirs.demoted is not None
@@ -243,6 +249,8 @@ class RolloutControl:
             if any(known.report.prepared != wanted.number for known in one.replicas.values()):
                 return
             changed = one.active.plan != wanted.plan
+            if changed:
+                self._changed.add(name)
             switched = replace(wanted, activate_at_s=self._now() + LEAD_S)
         one.preparing = None
         one.activate(switched)
@@ -251,6 +259,8 @@ class RolloutControl:
             self._journal(
                 JournalKind.APPLIED, {"appliance": name, "plan": plain(wanted.plan), "offer": one.offer_number}
             )
+        if changed and switched.demoted is not None:
+            _say_demoted_before(name, switched.demoted)
         await self._tell()
 
     async def _refuse(self, name: str, refused: RefusedVersion) -> None:
@@ -354,6 +364,10 @@ class RolloutControl:
                 await self._news.wait_for(until)
         except TimeoutError:
             pass  # whoever waited looks how far it is
+
+
+def _say_demoted_before(name: str, demoted: Demotion) -> None:
+    logger.warning("%s: canary %s was demoted before and stays so: %s", name, demoted.model_version, demoted.reason)
 
 
 _JUDGED = (Role.CANARY, Role.STABLE)

@@ -19,7 +19,8 @@ from deployments.journal_contracts import JournalEntry, JournalKind
 
 WRITE_S = 10.0
 RETRY_S = 5.0
-READ_S = 5.0
+READ_S = 10.0
+"""Longer than the store's own patience."""
 READ_AGAIN_S = 0.5
 READ_ENTRIES = 1000
 """As many as `nilm rollout` looks back: those of some hundred starts."""

@@ -36,7 +36,13 @@ def demoted_plans(entries: Sequence[JournalEntry]) -> dict[str, DemotedPlan]:
         if entry.kind is JournalKind.APPLIED and plans.get(name) != document["plan"]:
             plans[name] = document["plan"]
             found.pop(name, None)
-        elif entry.kind is JournalKind.DEMOTED and name in plans:
+        elif entry.kind is JournalKind.DEMOTED and _canary_of(plans.get(name)) == document["model_version"]:
             demotion = Demotion(document["model_version"], document["reason"], entry.time_ns / NS_PER_S)
             found[name] = DemotedPlan(plans[name], demotion)
     return found
+
+
+def _canary_of(plan: dict[str, Any] | None) -> str | None:
+    """Another one's demotion says nothing of this plan: two clusters may share a store."""
+    version: str | None = ((plan or {}).get("canary") or {}).get("version")
+    return version

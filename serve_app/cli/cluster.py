@@ -42,7 +42,7 @@ TEMP_PREFIX = "nilm-ray-"
 _ADDRESS = re.compile(r"ray start --address='([^']+)'")
 STOP_GRACE_S = 15.0
 """Measured: an idle cluster is gone 3.5 s after SIGTERM on two busy cores."""
-KILL_S = 10.0
+KILL_S = 5.0
 """For `fate` to look for what is left after that, and to kill it."""
 
 

@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
         program = subprocess.Popen(command)  # noqa: S603 - the command is ours
         code = program.wait()
         owned.wait_gone(LEFT_ALONE_S)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except Told:
         code = INTERRUPTED + signal.SIGTERM
         if program is not None:

@@ -37,7 +37,7 @@ class OwnedProcesses:
         marked = {pid for pid in living if mark in _environment(pid)}
         seen = {living[pid] for pid in marked} - {os.getsid(0)}
         # One that is led by somebody else, a terminal's for example, is not ours for one process in it.
-        self.sessions |= {session for session in seen if session in marked or session not in living}
+        self.sessions |= {session for session in seen if session in marked or (session and session not in living)}
         return sorted({pid for pid, session in living.items() if session in self.sessions} | marked)
 
     def end(self, grace_s: float) -> list[int]:

@@ -88,7 +88,7 @@ class System:
             if httpx.get(f"{self.service.url}/ready", timeout=3, trust_env=False).status_code != 200:
                 return "not ready"
             deployments = self.service.deployments()
-        except (httpx.HTTPError, KeyError, json.JSONDecodeError) as error:
+        except (httpx.HTTPError, FileNotFoundError, KeyError, json.JSONDecodeError) as error:
             return f"{type(error).__name__}: {error}"
         for name, one in deployments.items():
             running = sum(replica["state"] == "RUNNING" for replica in one["replicas"])

@@ -264,11 +264,11 @@ async def test_a_canary_that_was_demoted_stays_so_when_everything_is_started_ane
     await asyncio.to_thread(bench.service.process.wait)
     bench.service.start_again()
     await asyncio.to_thread(bench.service.wait_ready)
+    bench.write({"stable": A})  # other tests find the file as it was
     async with load(bench) as buildings:
         state = await bench.state()
     assert state["canary"]["demoted"] == said
     assert {(one.status, one.version) for one in buildings.answers} == {(200, A)}
-    bench.write({"stable": A})
 
 
 async def test_a_good_canary_stays(bench: RolloutBench) -> None:

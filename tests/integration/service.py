@@ -54,12 +54,14 @@ class Service:
 
     def start_again(self) -> None:
         """The same command, after its process has ended; returns at once."""
+        (self.data_dir / SHELL_FILE_NAME).unlink(missing_ok=True)  # it names the old run's dashboard
         with self.output.open("ab") as sink:
             self.process = _start(self.process.args, self.environment, sink)
 
     def wait_ready(self) -> None:
         """Until `/ready` says so; raises AssertionError with its own words when it ends or takes too long."""
         _wait(self, "/ready")
+        _wait_for_announcement(self)
 
     @property
     def database(self) -> Path:

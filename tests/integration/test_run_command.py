@@ -167,7 +167,7 @@ def test_a_deployment_that_cannot_start_ends_the_command_with_its_reason(tmp_pat
         assert list((data_dir / "ray-logs").rglob("controller*.log")), "the logs outlive the cluster"
 
 
-@pytest.mark.timeout(STOP_TIMEOUT_S)
+@pytest.mark.timeout(START_TIMEOUT_S)
 @pytest.mark.parametrize("begun", ["gcs_server", "ServeController"])  # with the latter `ray start` drains for 30 s
 def test_killing_the_command_takes_ray_along(tmp_path: Path, begun: str) -> None:
     data_dir = tmp_path / "data"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.cli.cluster import MMAP_THRESHOLD_BYTES, TRIM_THRESHOLD_BYTES
+from serve_app.cli.cluster import KILL_S, MMAP_THRESHOLD_BYTES, TRIM_THRESHOLD_BYTES
 from serve_app.cli.processes import OWNER_VARIABLE
 from tests.bench.serving.baselines.environment import DATABASE_VARIABLE, MODEL_VERSION_VARIABLE, SECRET_VARIABLE
 from tests.bench.serving.processes import processes_of
@@ -58,7 +58,7 @@ def program(
     """Run `python -m module --port`, hand it over once `ready(its output)`, end it. Raises SystemFailed."""
     output = folder / "output.txt"
     # Through `fate`, so that it ends with this process, however that ends.
-    command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), str(STOP_S), sys.executable]
+    command = [sys.executable, "-m", "serve_app.cli.fate", str(os.getpid()), str(STOP_S - KILL_S), sys.executable]
     command += ["-m", module, "--port", str(port)]
     with output.open("wb") as sink:
         process = subprocess.Popen(

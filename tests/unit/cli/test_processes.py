@@ -19,6 +19,13 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 IGNORES_SIGTERM = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
 )
+TWO_CHILDREN = """
+import os, subprocess, sys
+unmarked = {k: v for k, v in os.environ.items() if k != "NILM_RUN_OWNER"}
+for environment in (os.environ, unmarked):
+    print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment).pid, flush=True)
+os._exit(0)
+"""
 STRANGER = """
 import os, subprocess, sys, time
 marked = {**os.environ, "NILM_RUN_OWNER": sys.argv[1]}
@@ -87,8 +94,20 @@ def test_a_child_that_lost_the_mark_and_its_parent_is_found_by_its_session(
     leader.wait()
     owned = OwnedProcesses(tmp_path, {leader.pid})
     assert owned.find() == [orphan]
+    assert OwnedProcesses(tmp_path).find() == [], "nothing is left that says whose it is"
     owned.end(grace_s=1.0)
     assert owned.wait_gone(1.0)
+
+
+def test_a_session_whose_leader_has_ended_is_ours_for_one_process_with_the_mark(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    leader = start(started, tmp_path, TWO_CHILDREN)
+    children = {read_number(leader), read_number(leader)}
+    leader.wait()
+    owned = OwnedProcesses(tmp_path)
+    assert set(owned.find()) == children
+    assert set(owned.end(grace_s=0.0)) == children
 
 
 def test_a_process_of_the_run_in_a_strangers_session_does_not_make_that_session_ours(
@@ -132,7 +151,6 @@ time.sleep(60)
         pytest.param("import os, time; print(1, flush=True); time.sleep(60)", 60, id="one that hears SIGTERM"),
         pytest.param(LONG_DRAIN, 0.3, id="one that drains for longer than it may"),
         pytest.param(CHILD_WITHOUT_THE_MARK.replace("os._exit(0)", "import time; time.sleep(60)"), 60, id="a child"),
-        pytest.param(CHILD_WITHOUT_THE_MARK, 60, id="an orphan"),
     ],
 )
 def test_what_fate_starts_ends_with_its_parent(tmp_path: Path, program: str, grace_s: float) -> None:
@@ -163,6 +181,15 @@ def fate(started: list[subprocess.Popen[str]], owner: Path, program: str) -> sub
     return process
 
 
+def test_fate_ends_what_its_program_leaves_behind(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
+    watcher = fate(started, tmp_path, CHILD_WITHOUT_THE_MARK)
+    orphan = read_number(watcher)
+    owned = OwnedProcesses(tmp_path, {watcher.pid})
+    assert orphan in owned.find()
+    assert watcher.wait(15) == 0
+    assert owned.find() == []
+
+
 def test_fate_says_how_its_program_ended(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     assert fate(started, tmp_path, "import sys; sys.exit(7)").wait(10) == 7
     assert fate(started, tmp_path, "import os; os.kill(os.getpid(), 9)").wait(10) == 128 + signal.SIGKILL
@@ -177,11 +204,12 @@ def test_fate_starts_nothing_for_a_parent_that_is_gone(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     written = tmp_path / "written"
-    subprocess.run(
+    refused = subprocess.run(
         [sys.executable, "-m", "serve_app.cli.fate", str(ended.pid), "1", "touch", str(written)],
         env={**os.environ, OWNER_VARIABLE: str(tmp_path)},
         cwd=Path(__file__).parents[3],
         timeout=10,
         check=False,
     )
+    assert refused.returncode == 128 + signal.SIGTERM
     assert not written.exists()

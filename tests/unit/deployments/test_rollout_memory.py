@@ -112,6 +112,47 @@ async def test_without_a_store_it_is_judged_anew_after_a_while_and_demoted_once_
     assert (await replica.follow()).active == bench.active()
 
 
+async def test_a_plan_that_came_back_meanwhile_is_not_demoted_by_what_is_read_late() -> None:
+    before = await judged()
+    bench, replica = await started_anew(before, QUICK)
+    await bench.ticks(int(LEARNING_S / 0.5) + 1, [replica])
+    await replica.switch()
+    await move(bench, [replica], ONE)
+    await move(bench, [replica], QUICK)
+    bench.control.remember(entries(before))
+    assert bench.active().demoted is None
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_a_coordinator_that_starts_anew_beside_living_replicas_prepares_nothing(read: bool) -> None:
+    """The gate's word comes first, waits for the journal, and is what the replicas serve."""
+    bench = Bench()
+    (replica,) = await bench.serving(QUICK)
+    await misbehave(bench, [replica])
+    await replica.switch()
+    active = bench.active()
+    bench.remembers = False
+    bench.restart()
+    await bench.offer(QUICK, fresh=False)
+    assert bench.preparing().plan == QUICK
+    await replica.tell()
+    if read:
+        bench.control.remember(entries(bench))
+    await bench.ticks(int(LEARNING_S / 0.5) + 2, [replica])
+    assert bench.rollout().preparing is None
+    assert bench.active() == active
+    assert bench.kinds() == ["applied", "demoted"]
+
+
+async def test_what_was_demoted_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    before = await judged()
+    bench, _ = await started_anew(before, QUICK)
+    with caplog.at_level(logging.WARNING, logger="ray.serve"):
+        bench.control.remember(entries(before))
+        await bench.control.tick()
+    assert "kettle: canary 2.0.0 was demoted before and stays so: errors" in caplog.text
+
+
 def test_what_else_is_in_the_journal_is_passed_over() -> None:
     plan = plain(QUICK)
     told: list[tuple[JournalKind, dict[str, Any]]] = [
@@ -119,6 +160,7 @@ def test_what_else_is_in_the_journal_is_passed_over() -> None:
         (JournalKind.APPLIED, {"appliance": "kettle", "plan": plan, "offer": 1}),
         (JournalKind.APPLIED, {"appliance": "microwave", "plan": plan, "offer": 1}),
         (JournalKind.DEMOTED, {"appliance": "kettle", "model_version": "2.0.0", "windows": 9, "reason": "slow"}),
+        (JournalKind.DEMOTED, {"appliance": "microwave", "model_version": "9.0.0", "reason": "another cluster's"}),
         (JournalKind.REFUSED, {"reason": "not a plan", "user_config": "3"}),
         (JournalKind.REFUSED, {"appliance": "kettle", "plan": plain(AGAIN), "reason": "sha256_mismatch"}),
     ]
