@@ -36,6 +36,7 @@ BUILDINGS_PER_CALL = 100
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CONTENT_RANGE = re.compile(r"(?:\*|([0-9]{1,9})-([0-9]{1,9}))/([0-9]{1,9})")
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
+_JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
 
 _Row = Mapping[str, object]
 
@@ -77,11 +78,13 @@ class SupabaseGrants:
         self._turns = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._headers = {
             "apikey": service_role_key,
-            "Authorization": f"Bearer {service_role_key}",
             # PostgREST cuts a long list at `max-rows` with status 200; with the count it has to admit it.
             "Prefer": "count=exact",
             "Accept-Encoding": "identity",
         }
+        if _JWT.fullmatch(service_role_key):
+            # PostgREST wants a JWT here. For a key that is none, `sb_secret_...`, Supabase's gateway has one of its own.
+            self._headers["Authorization"] = f"Bearer {service_role_key}"
         self._closes_client = client is None
         self._client = client or _new_client(timeout_s)
 

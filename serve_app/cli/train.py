@@ -94,7 +94,7 @@ def _print_run(entry: RegistryEntry, folder: Path) -> None:
                 f"{test['home']} ({test['kind'].replace('_', ' ')}), {attribution}: {verdict} always-off, "
                 f"F1 {scores['f1']:.3f}, MAE {scores['mae_w']:.2f} W (always off {scores['always_off_mae_w']:.2f} W)"
             )
-    console.print(f"finished in {folder}; register it with: nilm models add {folder} --version 1.0.0")
+    console.print(f"finished in {folder}; register it with: nilm models add {folder} --version X.Y.Z")
 
 
 def ensemble(

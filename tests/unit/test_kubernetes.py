@@ -98,7 +98,11 @@ def test_every_pod_runs_serve_as_production_does(pods: list[dict[str, Any]]) -> 
         assert wanted.items() <= {one["name"]: one["value"] for one in container["env"]}.items()
         assert container["envFrom"] == [{"secretRef": {"name": "nilm-serve"}}]
         assert "memory" in container["resources"]["limits"]
+        assert pod["spec"]["automountServiceAccountToken"] is False
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == confined
         assert {"containerPort": 8080, "name": "metrics"} in container["ports"]
     assert len(images) == 1
 
@@ -127,6 +131,8 @@ def test_the_budget_and_the_policy_are_of_these_pods(
     policy = documents["NetworkPolicy"]["spec"]
     assert policy["podSelector"]["matchLabels"] == labels
     assert all(rule["from"] for rule in policy["ingress"]), "nothing is open to everybody"
+    sources = [source for rule in policy["ingress"] for source in rule["from"]]
+    assert all(source.get("namespaceSelector", {"here": 1}) for source in sources), "nor to all namespaces"
     namespaces = {
         source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]: [
             port["port"] for port in rule["ports"]

@@ -23,4 +23,5 @@ def test_the_kettle_boils_at_the_predicted_sample(size: int, output: int, period
 
 def test_the_service_accepts_the_body() -> None:
     window = kettle_window_kw(ModelShape("kettle", 512, 511, 60.0))
-    InferRequest.model_validate({"building_id": "demo-home", "appliance_id": "kettle", "window": window})
+    accepted = InferRequest.model_validate({"building_id": "demo-home", "appliance_id": "kettle", "window": window})
+    assert len(accepted.window) == 512

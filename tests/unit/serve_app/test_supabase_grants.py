@@ -114,6 +114,20 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize(("key", "bearer"), [(KEY, None), ("eyJ_a-1.eyJ_b-2.c-3", "Bearer eyJ_a-1.eyJ_b-2.c-3")])
+async def test_only_a_key_that_is_a_jwt_is_sent_as_one(key: str, bearer: str | None) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return healthy(request.url.path.rpartition("/")[2])
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        await SupabaseGrants(URL, key, client=client).fetch(USER)
+    assert {request.headers["apikey"] for request in asked} == {key}
+    assert {request.headers.get("Authorization") for request in asked} == {bearer}
+
+
 @pytest.mark.parametrize("changed", WRONG.values(), ids=WRONG.keys())
 async def test_whatever_is_not_a_complete_list_is_an_error(changed: dict[str, Any]) -> None:
     with pytest.raises(GrantSourceError) as caught:
