@@ -83,7 +83,7 @@ class SupabaseGrants:
             "Accept-Encoding": "identity",
         }
         if _JWT.fullmatch(service_role_key):
-            # PostgREST wants a JWT here. For a key that is none, `sb_secret_...`, Supabase's gateway has one of its own.
+            # PostgREST wants a JWT here. For `sb_secret_...`, which is none, Supabase's gateway has one of its own.
             self._headers["Authorization"] = f"Bearer {service_role_key}"
         self._closes_client = client is None
         self._client = client or _new_client(timeout_s)
