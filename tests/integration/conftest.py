@@ -1,4 +1,4 @@
-"""One service for all tests that only ask it things; tests that break it start their own."""
+"""One service for all tests here that only ask it things, gone before other folders' tests begin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.integration.service import FRESH_FIGURES, Service, running_service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with running_service(tmp_path_factory.mktemp("service"), environment=FRESH_FIGURES) as running:
         yield running
