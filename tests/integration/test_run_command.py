@@ -177,7 +177,7 @@ def test_killing_the_command_takes_ray_along(tmp_path: Path, begun: str) -> None
             assert process.poll() is None
             time.sleep(0.1)
         process.kill()
-        assert owned.wait_gone(STOP_GRACE_S + KILL_S), "what runs Ray must notice that its parent was killed"
+        assert owned.wait_gone(STOP_GRACE_S + 2 * KILL_S), "what runs Ray must notice that its parent was killed"
 
 
 @pytest.mark.timeout(START_TIMEOUT_S)
