@@ -4,7 +4,8 @@
 #   docker run --env-file .env -p 127.0.0.1:8000:8000 -v nilm-data:/data --shm-size 512m --stop-timeout 75 nilm-serve
 #
 # It speaks plain HTTP: a proxy on this machine ends TLS and sets X-Forwarded-For, and TRUSTED_PROXIES names 127.0.0.1 and
-# Docker's network, from where the proxy's requests come. The stop timeout leaves time to finish the requests in flight; Docker's own 10 s would cut them off.
+# Docker's network, from where the proxy's requests come. The stop timeout leaves time to finish the requests in flight;
+# Docker's own 10 s would cut them off.
 #
 # The image is smaller by gigabytes with PyTorch's CPU wheels: pass the address of their index (PyTorch's install page
 # names it) as --build-arg TORCH_INDEX_URL=... Without it pip takes the default index, whose build carries CUDA.

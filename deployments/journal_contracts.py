@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+LOOKED_BACK_ENTRIES = 1000
+"""How far back whoever reads the journal looks: over some hundred starts."""
+
 
 class JournalKind(StrEnum):
     """What can happen to a rollout."""

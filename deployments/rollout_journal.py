@@ -15,15 +15,13 @@ from typing import Any
 
 from deployments.contracts import NotPersisted, PersistFailure
 from deployments.history_contracts import HistoryFailed
-from deployments.journal_contracts import JournalEntry, JournalKind
+from deployments.journal_contracts import LOOKED_BACK_ENTRIES, JournalEntry, JournalKind
 
 WRITE_S = 10.0
 RETRY_S = 5.0
 READ_S = 10.0
 """Longer than the store's own patience."""
 READ_AGAIN_S = 0.5
-READ_ENTRIES = 1000
-"""As many as `nilm rollout` looks back: those of some hundred starts."""
 KEPT_ENTRIES = 1000
 """While the store is away; more rollouts than that in one outage are noise."""
 logger = logging.getLogger("ray.serve")
@@ -53,7 +51,8 @@ class RolloutJournal:
         while True:
             try:
                 async with asyncio.timeout(READ_S):
-                    entries: tuple[JournalEntry, ...] | HistoryFailed = await self._history.journal.remote(READ_ENTRIES)
+                    entries: tuple[JournalEntry, ...] | HistoryFailed
+                    entries = await self._history.journal.remote(LOOKED_BACK_ENTRIES)
                 if not isinstance(entries, HistoryFailed):
                     return entries
                 reason = entries.detail

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from deployments.journal_contracts import LOOKED_BACK_ENTRIES
 from deployments.registry_source import registry_source
 from deployments.rollout_contracts import Directive, RolloutOverview
 from deployments.rollout_plan import RolloutPlan
@@ -34,7 +35,6 @@ APPLY_TIMEOUT_S = 180.0
 """Loading may take a minute, and Serve a few seconds to pass it on."""
 REFUSED_AFTER_S = 15.0
 """A refusal that was there before and still is: then it is the answer to this configuration too."""
-HISTORY_ENTRIES = 1000
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The Serve configuration.")]
 DEFAULT_CONFIG = Path("serve_config.yaml")
@@ -132,7 +132,7 @@ def rollback(
             before = {name: running[name].plan for name in edited}
         else:
             plans = {name: one.plan for name, one in running.items()}
-            before = words.plans_before(cluster.journal(HISTORY_ENTRIES), plans, appliance)
+            before = words.plans_before(cluster.journal(LOOKED_BACK_ENTRIES), plans, appliance)
         if not before:
             fail(f"nothing older is known of {appliance or 'any appliance'}: see `nilm rollout history`")
         _refuse_other_edits(file, running, set(before))
@@ -146,7 +146,7 @@ def rollback(
 @rollout.command()
 def history(
     config: ConfigFile = DEFAULT_CONFIG,
-    limit: Annotated[int, typer.Option(min=1, max=HISTORY_ENTRIES, help="Entries, the latest.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=LOOKED_BACK_ENTRIES, help="Entries, the latest.")] = 20,
     address: Address = "",
 ) -> None:
     """What was applied, refused and demoted, newest first. Kept in the store, beside the predictions."""

@@ -129,11 +129,6 @@ def memory_of_mb(pids: Iterable[int]) -> dict[str, float]:
     return dict(found)
 
 
-def processes_of(root: int) -> list[int]:
-    """Pids of a system that live now."""
-    return sorted(one.pid for one in _tree_now(root))
-
-
 def machine_busy_s(stat: str | None = None) -> float:
     """CPU seconds that this machine's cores have not been idle: all processes, interrupts, and time taken by a host."""
     fields = [int(value) for value in (stat or (PROC / "stat").read_text()).split("\n", 1)[0].split()[1:9]]

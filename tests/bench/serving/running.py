@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.cli.cluster import KILL_S, MMAP_THRESHOLD_BYTES, TRIM_THRESHOLD_BYTES
-from serve_app.cli.processes import OWNER_VARIABLE
+from serve_app.cli.processes import OWNER_VARIABLE, OwnedProcesses
 from tests.bench.serving.baselines.environment import DATABASE_VARIABLE, MODEL_VERSION_VARIABLE, SECRET_VARIABLE
-from tests.bench.serving.processes import processes_of
 from tests.integration.service import ROOT, SECRET
 
 START_S = 120.0
@@ -80,22 +78,11 @@ def program(
         if process.poll() is not None:
             raise SystemFailed(f"it ended by itself: {last_words(output)}")
     finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end, wait, and end whatever of its tree is left."""
-    pids = processes_of(process.pid)
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
-    for pid in {*pids, *processes_of(process.pid)}:
-        # The group is the session it was started with, so a pid that was given to somebody else is left alone.
-        with suppress(ProcessLookupError):
-            if os.getpgid(pid) == process.pid:
-                os.kill(pid, signal.SIGKILL)
-    process.wait()
+        OwnedProcesses(folder, {process.pid}).end(grace_s=0.0)
+        process.wait()
 
 
 def last_words(output: Path) -> str:

@@ -12,9 +12,9 @@ import pytest
 
 from deployments import rollout_journal
 from deployments.history_contracts import HistoryFailed
-from deployments.journal_contracts import JournalEntry, JournalKind
+from deployments.journal_contracts import LOOKED_BACK_ENTRIES, JournalEntry, JournalKind
 from deployments.rollout_control import LEARNING_S
-from deployments.rollout_journal import READ_ENTRIES, RolloutJournal
+from deployments.rollout_journal import RolloutJournal
 from deployments.rollout_memory import demoted_plans
 from deployments.rollout_plan import Canary, RolloutPlan, plain
 from tests.unit.deployments.rollouts import ONE, QUICK, Bench, Replica, misbehave, move
@@ -189,6 +189,6 @@ async def test_the_journal_is_read_as_soon_as_the_store_answers(
     history = SimpleNamespace(journal=SimpleNamespace(remote=journal))
     with caplog.at_level(logging.WARNING, logger="ray.serve"):
         assert await RolloutJournal(None, history).read() == (entry,)
-    assert asked == [READ_ENTRIES] * 3
+    assert asked == [LOOKED_BACK_ENTRIES] * 3
     (said,) = caplog.records
     assert said.message == "the journal of rollouts cannot be read yet: ConnectionError"
